@@ -15,6 +15,7 @@ from IPython import get_ipython
 from IPython.display import display
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 # Okabe and Ito's palette: told apart under every common colour blindness.
@@ -147,6 +148,97 @@ def image_grid(
     return figure
 
 
+def number_grids(
+    matrices: Sequence,
+    titles: Sequence[str] | None = None,
+    symbols: Sequence[str] | None = None,
+    marks: dict[int, Sequence[tuple]] | None = None,
+    decimals: int = 2,
+) -> Figure:
+    """Matrices in one row with their numbers, blue below zero and red above, as in an equation.
+
+    Args:
+        matrices: N matrices (rows, columns), or single numbers. NaN leaves a cell out.
+        titles: one line above each matrix.
+        symbols: N − 1 signs between the matrices, such as "∗" and "=".
+        marks: for a matrix's place, its frames: (row, column, height, width, colour).
+        decimals: digits after the point, at most; trailing zeros are left out.
+
+    Raises:
+        ValueError: titles or symbols do not fit the number of matrices, or one is not a matrix.
+    """
+    grids = [np.atleast_2d(_array(matrix)).astype(float) for matrix in matrices]
+    if any(grid.ndim != 2 for grid in grids):
+        raise ValueError("number_grids draws matrices (rows, columns); an input has more axes.")
+    if titles is not None and len(titles) != len(grids):
+        raise ValueError(f"{len(titles)} titles for {len(grids)} matrices; give one for each.")
+    if symbols is not None and len(symbols) != len(grids) - 1:
+        raise ValueError(f"{len(symbols)} symbols for {len(grids)} matrices; give one fewer.")
+    gap = 1.0 if symbols is None else 1.4
+    # A title is about 0.19 cells wide per letter, and may stand out over a narrow matrix.
+    letters = [max(len(line) for line in t.split("\n")) for t in titles or [""] * len(grids)]
+    widths = [max(grid.shape[1], 0.19 * n) for grid, n in zip(grids, letters, strict=True)]
+    lines = max((t.count("\n") + 1 for t in titles), default=0) if titles else 0
+    height = max(grid.shape[0] for grid in grids)
+    total = sum(widths) + gap * (len(grids) - 1)
+    cell = min(0.46, 8.6 / total)
+    top = 0.3 + 0.42 * lines * 0.46 / cell
+    figure = Figure(figsize=(cell * (total + 0.3), cell * (height + top + 0.2)), layout="none")
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set(xlim=(-0.15, total + 0.15), ylim=(height + 0.1, -top - 0.1))
+    axis.axis("off")
+    left = 0.0
+    for n, (grid, width) in enumerate(zip(grids, widths, strict=True)):
+        x, y = left + (width - grid.shape[1]) / 2, (height - grid.shape[0]) / 2
+        _draw_grid(axis, grid, x, y, decimals, fontsize=9.5 * cell / 0.46)
+        for row, column, rows, columns, colour in (marks or {}).get(n, ()):
+            axis.add_patch(
+                Rectangle((x + column, y + row), columns, rows, fill=False, ec=colour, lw=2.6)
+            )
+        if titles is not None:
+            middle = x + grid.shape[1] / 2
+            axis.text(middle, y - 0.25, titles[n], ha="center", va="bottom", fontsize=10)
+        left += width
+        if symbols is not None and n < len(symbols):
+            sign = symbols[n]
+            axis.text(left + gap / 2, height / 2, sign, ha="center", va="center", fontsize=15)
+        left += gap
+    return figure
+
+
+def feature_maps(maps: Sequence, titles: Sequence[str] | None = None, columns: int = 4) -> Figure:
+    """Signed pictures side by side: blue below zero, white at zero, red above.
+
+    Each picture has its own scale, from −m to m with m its largest absolute value.
+
+    Args:
+        maps: N matrices (height, width) of real numbers.
+        titles: one short line for each map.
+        columns: pictures to a row, at most.
+
+    Raises:
+        ValueError: there is no map, or a wrong number of titles.
+    """
+    arrays = [_array(values).astype(float) for values in maps]
+    if not arrays:
+        raise ValueError("maps is empty; give at least one (height, width) map.")
+    if titles is not None and len(titles) != len(arrays):
+        raise ValueError(f"{len(titles)} titles for {len(arrays)} maps; give one for each.")
+    columns = min(columns, len(arrays))
+    rows = math.ceil(len(arrays) / columns)
+    width = min(8.0 / columns, 2.8)
+    height = width * max(array.shape[0] / array.shape[1] for array in arrays)
+    figure = Figure(figsize=(width * columns, (height + (0.28 if titles else 0.05)) * rows))
+    for i, axis in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axis.axis("off")
+        if i < len(arrays):
+            limit = float(np.abs(arrays[i]).max()) or 1.0
+            axis.imshow(arrays[i], cmap=DIVERGING, vmin=-limit, vmax=limit)
+            if titles is not None:
+                axis.set_title(titles[i], fontsize=9, pad=3)
+    return figure
+
+
 def training_curves(history) -> Figure:
     """The loss of each step, and the measurements of each epoch where there are any.
 
@@ -258,7 +350,9 @@ def bar_probabilities(probabilities, classes: Sequence[str], top: int | None = N
 def _pixels(figure: Figure) -> Image.Image:
     """The figure as a picture of at most 256 colours: no visible loss, a third of the bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight")
+    # Cutting to the contents asks for the default layout again; a figure's own has to stay.
+    with plt.rc_context({"figure.constrained_layout.use": False}):
+        figure.savefig(buffer, format="png", bbox_inches="tight")
     picture = Image.open(buffer).convert("RGB")
     return picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
 
@@ -269,6 +363,26 @@ def _encode(picture: Image.Image, form: str, **options) -> bytes:
     picture = picture.convert("RGB") if form == "WEBP" else picture
     picture.save(buffer, format=form, **options)
     return buffer.getvalue()
+
+
+def _draw_grid(axis, grid: np.ndarray, x: float, y: float, decimals: int, fontsize: float) -> None:
+    """Draw one matrix of numbers with its upper left corner at (x, y)."""
+    finite = np.abs(grid[np.isfinite(grid)])
+    limit = 1.6 * (finite.max() if finite.size and finite.max() > 0 else 1.0)
+    for (row, column), value in np.ndenumerate(grid):
+        if np.isnan(value):
+            continue
+        colour = DIVERGING(0.5 + 0.5 * value / limit) if np.isfinite(value) else PALE
+        axis.add_patch(Rectangle((x + column, y + row), 1, 1, fc=colour, ec="#B5B5B5", lw=0.8))
+        if np.isfinite(value):
+            text = f"{value:.{decimals}f}"
+            text = text.rstrip("0").rstrip(".") if "." in text else text
+            text = ("0" if text == "-0" else text).replace("-", "−")
+        else:
+            text = "−∞" if value < 0 else "∞"
+        axis.text(
+            x + column + 0.5, y + row + 0.52, text, ha="center", va="center", fontsize=fontsize
+        )
 
 
 def _array(values) -> np.ndarray:
