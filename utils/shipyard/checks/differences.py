@@ -92,8 +92,8 @@ def _tensor_difference(
     if not expected.dtype.is_floating_point:
         expected, got = expected.double(), got.double()
     gap = (got - expected).abs()
-    wrong = ~((gap <= tolerance * (1 + expected.abs())) | (got == expected))
-    wrong &= ~(got.isnan() & expected.isnan())
+    close = expected.isfinite() & (gap <= tolerance * (1 + expected.abs()))
+    wrong = ~(close | (got == expected) | (got.isnan() & expected.isnan()))
     if not wrong.any():
         return None
 
@@ -105,7 +105,8 @@ def _tensor_difference(
     gap = gap[wrong & gap.isfinite()]
     text += f", by {gap.max():.3g} at most." if gap.numel() else "."
     if expected.numel() <= SMALL:
-        text += f"\n  expected  {show_values(expected)}\n  got       {show_values(got)}"
+        text += f"\n  expected  {show_values(expected, digits)}"
+        text += f"\n  got       {show_values(got, digits)}"
     if (got.isnan() & ~expected.isnan()).any():
         text += "\nnan comes from 0/0, ∞ − ∞, or the root or logarithm of a negative number."
         return "not-a-number", text
@@ -126,10 +127,12 @@ def describe(value: Any) -> str:
     return f"the {type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"
 
 
-def show_values(tensor: Tensor) -> str:
-    """The values of a tensor with six digits, as nested lists."""
+def show_values(tensor: Tensor, digits: int = 6) -> str:
+    """The values of a tensor as nested lists."""
 
     def show(value: Any) -> str:
-        return f"[{', '.join(map(show, value))}]" if isinstance(value, list) else f"{value:.6g}"
+        if isinstance(value, list):
+            return f"[{', '.join(map(show, value))}]"
+        return f"{value:.{digits}g}"
 
     return show(tensor.tolist())

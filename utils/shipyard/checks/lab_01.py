@@ -62,6 +62,7 @@ def check_output_size(candidate: Callable) -> Passed:
                 exist, however large that part is, so the formula always rounds down
                 (floor, in Python //).""",
                 by_formula(rounded=round),
+                by_formula(rounded=lambda steps: round(steps + 1) - 1),
             ),
             Mistake(
                 "plus-one-missing",

@@ -1,0 +1,314 @@
+"""Every check is proven: the stub and each wrong answer fail by name, each correct form passes."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shipyard import checks
+from shipyard.checks import Case, CheckFailed, Mistake, compare
+
+BANKS = {
+    path.stem: importlib.import_module(f"wrong_answers.{path.stem}")
+    for path in sorted(Path(__file__).parent.glob("wrong_answers/lab_*.py"))
+}
+LABS = {name: importlib.import_module(f"shipyard.checks.{name}") for name in BANKS}
+TASKS = [(lab, name) for lab, bank in BANKS.items() for name in bank.TASKS]
+WRONG = [(lab, name, wrong) for lab, name in TASKS for wrong in BANKS[lab].TASKS[name].wrong]
+CORRECT = [(lab, name, form) for lab, name in TASKS for form in BANKS[lab].TASKS[name].correct]
+
+
+def check_of(lab, name):
+    return getattr(LABS[lab], f"check_{name}")
+
+
+@pytest.mark.parametrize(("lab", "name", "wrong"), WRONG)
+def test_a_wrong_answer_fails_with_its_diagnosis(lab, name, wrong):
+    function, diagnosis = BANKS[lab].TASKS[name].wrong[wrong]
+    with pytest.raises(CheckFailed) as caught:
+        check_of(lab, name)(function)
+    assert caught.value.diagnosis == diagnosis, f"\n{caught.value}"
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(("lab", "name", "form"), CORRECT)
+def test_another_correct_form_passes(lab, name, form):
+    result = check_of(lab, name)(BANKS[lab].TASKS[name].correct[form])
+    assert result.task == name
+    assert result.cases > 1
+
+
+@pytest.mark.parametrize(("lab", "name"), TASKS)
+def test_the_untouched_stub_is_said_to_be_not_written_yet(lab, name):
+    with pytest.raises(CheckFailed, match="not written yet") as caught:
+        check_of(lab, name)(BANKS[lab].TASKS[name].stub)
+    assert caught.value.diagnosis == "not-implemented"
+
+
+@pytest.mark.parametrize(("lab", "name"), TASKS)
+def test_a_bank_holds_enough_answers(lab, name):
+    task = BANKS[lab].TASKS[name]
+    assert len(task.wrong) >= 7
+    assert len(task.correct) >= 2
+
+
+@pytest.mark.parametrize("lab", BANKS)
+def test_every_check_of_a_lab_has_answers_in_the_bank(lab):
+    named = {name for name in vars(LABS[lab]) if name.startswith("check_")}
+    assert named == {f"check_{name}" for name in BANKS[lab].TASKS}
+
+
+@pytest.mark.parametrize(("lab", "name"), TASKS)
+def test_every_mistake_that_a_check_names_is_made_by_an_answer_in_the_bank(lab, name, monkeypatch):
+    named = set()
+
+    def remember(candidate, *, mistakes=(), **rest):
+        named.update(mistake.slug for mistake in mistakes)
+        return compare(candidate, mistakes=mistakes, **rest)
+
+    monkeypatch.setattr(LABS[lab], "compare", remember, raising=False)
+    task = BANKS[lab].TASKS[name]
+    check_of(lab, name)(next(iter(task.correct.values())))
+    assert named <= {diagnosis for _, diagnosis in task.wrong.values()}
+
+
+# The engine, on a task that needs no mathematics.
+
+
+def check_double(candidate, **settings):
+    """double(x, plus=0) is 2·x + plus."""
+    return compare(
+        candidate,
+        signature="double(x, plus=0)",
+        reference=lambda x, plus=0: 2 * x + plus,
+        cases=[
+            Case(torch.arange(6.0, dtype=torch.float64).reshape(2, 3)),
+            Case(checks.draws(0)(5, 7)),
+            Case(checks.draws(1)(1, 7), plus=3),
+        ],
+        mistakes=[
+            Mistake("squared", "You squared x. Doubling adds x to itself.", lambda x, plus=0: x**2),
+            Mistake("plus-lost", "You left out plus.", lambda x, plus=0: 2 * x),
+            Mistake("broken", "This one always raises.", lambda x: x.nonsense),
+        ],
+        **settings,
+    )
+
+
+def failure_of(candidate, check=check_double):
+    with pytest.raises(CheckFailed) as caught:
+        check(candidate)
+    return caught.value
+
+
+def test_a_pass_is_one_friendly_line():
+    result = check_double(lambda x, plus=0: x + x + plus)
+    assert repr(result) == "✓ double: correct in all 3 cases."
+    assert "double: correct in all 3 cases." in result._repr_html_()
+    assert "\n" not in repr(result)
+
+
+def test_the_message_shows_the_call_the_shapes_and_both_values():
+    message = str(failure_of(lambda x, plus=0: 2 * x + 1 + plus))
+    assert "3 of 3 cases fail. The first is case 1" in message
+    assert "double(x)\n    x  float64 tensor of shape (2, 3): [[0, 1, 2], [3, 4, 5]]" in message
+    assert "differs first at [0, 0]: expected 0, got 1." in message
+    assert "6 of 6 values differ, by 1 at most." in message
+    assert "expected  [[0, 2, 4], [6, 8, 10]]\n  got       [[1, 3, 5], [7, 9, 11]]" in message
+
+
+def test_a_known_mistake_is_named_and_explained():
+    failure = failure_of(lambda x, plus=0: x * x)
+    assert failure.diagnosis == "squared"
+    assert "What went wrong (squared):\n  You squared x. Doubling adds" in str(failure)
+
+
+def test_a_mistake_that_explains_only_some_failures_says_so():
+    failure = failure_of(lambda x, plus=0: x * x + plus)
+    assert failure.diagnosis == "squared"
+    assert "This explains 2 of the 3 cases that fail." in str(failure)
+
+
+def test_a_mistake_that_shows_only_in_one_case_is_named_there():
+    failure = failure_of(lambda x, plus=0: 2 * x)
+    assert failure.diagnosis == "plus-lost"
+    assert "1 of 3 cases fail. The first is case 3" in str(failure)
+    assert "double(x, plus=3)" in str(failure)
+
+
+def test_a_mistake_is_not_named_where_the_answer_is_right_and_the_mistake_would_not_be():
+    failure = failure_of(lambda x, plus=0: x**2 if x.shape == (2, 3) else 2 * x + plus)
+    assert failure.diagnosis == "wrong-values"
+
+
+def test_an_answer_that_forgets_to_return_is_told_so():
+    failure = failure_of(lambda x, plus=0: None)
+    assert failure.diagnosis == "returned-none"
+    assert "return" in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "diagnosis", "words"),
+    [
+        (lambda x, plus=0: (2 * x + plus).tolist(), "wrong-type", "a list of 2"),
+        (lambda x, plus=0: (2 * x + plus).numpy(), "wrong-type", "NumPy array"),
+        (
+            lambda x, plus=0: (2 * x + plus).float(),
+            "wrong-dtype",
+            "float32; expected torch.float64",
+        ),
+        (lambda x, plus=0: (2 * x + plus)[:, :2], "wrong-shape", "(2, 2); expected (2, 3)"),
+        (lambda x, plus=0: (2 * x + plus).T, "axes-swapped", "another order"),
+        (lambda x, plus=0: (2 * x + plus)[None], "axis-of-one", "(1, 2, 3); expected (2, 3)"),
+        (lambda x, plus=0: (2 * x + plus) * float("nan"), "not-a-number", "0/0"),
+        (lambda x, plus=0: (2 * x + plus) * float("inf"), "not-a-number", "0/0"),
+        (lambda x: 2 * x, "wrong-signature", "unexpected keyword argument 'plus'"),
+        (lambda: 2, "wrong-signature", "too many positional arguments"),
+        (torch.tensor(1.0), "not-a-function", "check_double(double)"),
+    ],
+)
+def test_common_slips_have_their_own_diagnosis(candidate, diagnosis, words):
+    failure = failure_of(candidate)
+    assert failure.diagnosis == diagnosis
+    assert words in str(failure)
+
+
+def test_a_tiny_difference_is_shown_with_all_its_digits():
+    message = str(failure_of(lambda x, plus=0: 2 * x * (1 + 2e-7) + plus))
+    assert "got       [[0, 2.0000004, 4.0000008]" in message
+    assert "at [0, 1]: expected 2, got 2.0000004." in message
+
+
+def test_rounding_errors_pass():
+    check_double(lambda x, plus=0: x / 3 * 6 + plus)
+
+
+def test_an_exception_is_quoted_with_its_line_and_chained():
+    def double(x, plus=0):
+        return x.reshape(7) + plus
+
+    failure = failure_of(double)
+    assert failure.diagnosis == "raised-error"
+    assert "return x.reshape(7) + plus" in str(failure)
+    assert type(failure.__cause__).__name__ in str(failure)
+    assert str(failure.__cause__) in str(failure)
+
+
+def test_a_not_implemented_error_of_torch_is_not_taken_for_the_stub():
+    failure = failure_of(lambda x, plus=0: torch.fft.fft(x.to(torch.float8_e4m3fn)))
+    assert failure.diagnosis == "raised-error"
+
+
+def test_changing_the_input_is_found_even_if_the_answer_is_right():
+    def double(x, plus=0):
+        x *= 2
+        return x + plus
+
+    failure = failure_of(double)
+    assert failure.diagnosis == "changed-input"
+    assert "x += 1" in str(failure)
+
+
+def test_one_candidate_that_changes_its_input_does_not_spoil_the_next_case():
+    shared = torch.ones(3, dtype=torch.float64)
+
+    def check(candidate):
+        return compare(
+            candidate,
+            signature="double(x)",
+            reference=lambda x: 2 * x,
+            cases=[Case(shared), Case(shared)],
+        )
+
+    assert "2 of 2 cases fail" in str(failure_of(lambda x: x.mul_(2), check))
+    assert shared.sum() == 3
+
+
+def test_a_tuple_is_compared_by_the_names_of_its_elements():
+    def check(candidate):
+        return compare(
+            candidate,
+            signature="both(x)",
+            reference=lambda x: (x, -x),
+            cases=[Case(torch.ones(2))],
+            outputs=("first", "second"),
+        )
+
+    check(lambda x: [x, -x])
+    assert "second differs first at [0]: expected -1, got 1" in str(
+        failure_of(lambda x: (x, x), check)
+    )
+    assert "2: (first, second)" in str(failure_of(lambda x: (x,), check))
+    assert "(first, second)" in str(failure_of(lambda x: x, check))
+
+
+@pytest.mark.parametrize(
+    ("expected", "same", "other", "diagnosis"),
+    [
+        (3, np.int64(3), 4, "wrong-values"),
+        (3, torch.tensor(3), 3.0, "wrong-type"),
+        (3, 3, True, "wrong-type"),
+        (0.5, torch.tensor(0.5), 0.6, "wrong-values"),
+        (0.5, np.float64(0.5), "0.5", "wrong-type"),
+        (2.0, 2, float("nan"), "not-a-number"),
+        ("cat", "cat", "dog", "wrong-values"),
+        ({"a": 1}, {"a": 1}, {"a": 2}, "wrong-values"),
+        ({"a": 1}, {"a": 1}, {"b": 1}, "wrong-keys"),
+        (np.ones(2), np.ones(2), np.zeros(2), "wrong-values"),
+        (torch.tensor([True]), torch.tensor([True]), torch.tensor([False]), "wrong-values"),
+        (torch.tensor([2]), torch.tensor([2]), torch.tensor([3]), "wrong-values"),
+        (float("inf"), float("inf"), 1.0, "wrong-values"),
+        (None, None, 1, "wrong-type"),
+    ],
+)
+def test_values_of_every_kind_are_compared(expected, same, other, diagnosis):
+    def check(candidate):
+        return compare(
+            candidate, signature="f()", reference=lambda: expected, cases=[Case(), Case()]
+        )
+
+    check(lambda: same)
+    assert failure_of(lambda: other, check).diagnosis == diagnosis
+
+
+def test_a_class_can_be_checked_by_saying_how_it_is_used():
+    class Counter:
+        def __init__(self, start):
+            self.count = start
+
+        def step(self):
+            self.count += 1
+
+    class Stuck(Counter):
+        def step(self):
+            pass
+
+    def check(candidate):
+        return compare(
+            candidate,
+            signature="Counter(start)",
+            reference=Counter,
+            cases=[Case(0), Case(5)],
+            mistakes=[Mistake("stuck", "step() must add one.", Stuck)],
+            use=lambda counter, start: [(c := counter(start)).step(), c.count],
+        )
+
+    check(Counter)
+    assert failure_of(Stuck, check).diagnosis == "stuck"
+
+
+def test_a_failure_survives_pickling_so_that_parallel_tests_can_report_it():
+    failure = pickle.loads(pickle.dumps(CheckFailed("no", "flipped-kernel")))
+    assert (str(failure), failure.diagnosis) == ("no", "flipped-kernel")
+
+
+def test_a_notebook_shows_the_message_and_no_frames_of_the_engine():
+    shown = "\n".join(failure_of(lambda x, plus=0: x)._render_traceback_())
+    assert "double is not right yet" in shown
+    assert "Traceback" not in shown
+    assert "checks/__init__.py" not in shown
