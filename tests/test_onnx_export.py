@@ -1,5 +1,6 @@
 """onnx_export: one checked file with its metadata, and a comparison that can fail."""
 
+import io
 import json
 import logging
 import warnings
@@ -9,9 +10,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from shipyard import onnx_export
+from shipyard import onnx_export, serving
 
 CLASSES = ("cat", "dog", "ship", "truck")
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
@@ -197,6 +199,20 @@ def test_parity_names_a_file_that_is_no_model_and_inputs_that_do_not_fit(model, 
         onnx_export.parity_report(model, path, torch.zeros(1, 3, 20, 20))
     with pytest.raises(onnx_export.ExportError, match="Nothing to compare"):
         onnx_export.parity_report(model, path, torch.zeros(0, 3, 16, 16))
+
+
+def test_the_server_reads_the_file_and_gives_the_probabilities_of_torch(model, path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG")
+    x = (torch.from_numpy(pixels) / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    with torch.no_grad():
+        expected = model.eval()(x.permute(2, 0, 1)[None]).softmax(1)
+    model.train()
+    classifier = serving.load_model(path)
+    got = classifier.predict(classifier.preprocess(png.getvalue())[np.newaxis])
+    np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
+    assert classifier.classes == CLASSES
 
 
 @pytest.mark.parametrize("name", ["load", "load_model"])
