@@ -5,16 +5,41 @@ are imported by the function that needs them.
 """
 
 from shipyard.authoring.files import AuthoringError, normalise, normalise_file, read, to_text, write
+from shipyard.authoring.grading import Score, TaskScore, grade, write_marks
 from shipyard.authoring.labs import generate_lab, learner_changed, write_lab
+from shipyard.authoring.running import (
+    CellError,
+    Parameter,
+    find_notebook,
+    known_parameters,
+    parse_parameter,
+    run_notebook,
+)
+from shipyard.authoring.series import SeriesResult, failures, run_folder, run_series, write_index
 
 __all__ = [
     "AuthoringError",
+    "CellError",
+    "Parameter",
+    "Score",
+    "SeriesResult",
+    "TaskScore",
+    "failures",
+    "find_notebook",
     "generate_lab",
+    "grade",
+    "known_parameters",
     "learner_changed",
     "normalise",
     "normalise_file",
+    "parse_parameter",
     "read",
+    "run_folder",
+    "run_notebook",
+    "run_series",
     "to_text",
     "write",
+    "write_index",
     "write_lab",
+    "write_marks",
 ]
