@@ -30,6 +30,11 @@ from tqdm.auto import tqdm
 from shipyard.runtime import ShipyardError
 
 FORMAT = "shipyard checkpoint 1"
+NO_BATCHES = (
+    "The loader has no batches: there is nothing to train on. Check that its image set is not "
+    "empty, that drop_last does not drop the only batch, and that it is no generator that was "
+    "used up before."
+)
 
 
 class TrainingError(ShipyardError):
@@ -259,6 +264,10 @@ def fit(
             position = Position(**saved["position"])
             history = History.from_dict(saved["history"])
             epoch_random, resumed_random = saved["epoch_random"], saved["random"]
+            if position.step >= last_step:
+                if progress:
+                    tqdm.write(f"{checkpoint} holds all {position.step} steps: nothing to do.")
+                return history
 
         bar = tqdm(
             total=last_step, initial=position.step, unit="step", leave=False, disable=not progress
@@ -273,7 +282,7 @@ def fit(
                     set_random_state(epoch_random, device)
                 else:
                     epoch_random = random_state(device)
-                batches = _skip(iter(loader), position.batch)
+                batches = _batches_from(loader, position.batch)
                 if resumed_random is not None:
                     set_random_state(resumed_random, device)
                     resumed_random = None
@@ -304,11 +313,7 @@ def fit(
                     if position.step == last_step:
                         break
                 if position.batch == 0:
-                    raise TrainingError(
-                        "The loader has no batches: there is nothing to train on. Check that its "
-                        "image set is not empty, that drop_last does not drop the only batch, "
-                        "and that it is no generator that was used up before."
-                    )
+                    raise TrainingError(NO_BATCHES)
                 if position.batch < len(loader) and position.step == last_step:
                     break  # max_steps ends inside the epoch: no row for a part of one
 
@@ -398,9 +403,16 @@ def _line(row: dict[str, Any], epochs: int) -> str:
     return " · ".join([f"epoch {row['epoch']}/{epochs}", *numbers, pace])
 
 
-def _skip(batches: Iterator, count: int) -> Iterator:
-    """Draw and drop the first ``count`` batches, so that the loader's order goes on."""
-    for _ in range(count):
+def _batches_from(loader: Any, start: int) -> Iterator:
+    """The batches of this epoch from number ``start`` on.
+
+    A loader with ``batches(start)`` begins there; from any other the first ones are drawn and
+    dropped, so that its own use of random numbers stays the same.
+    """
+    if hasattr(loader, "batches"):
+        return loader.batches(start)
+    batches = iter(loader)
+    for _ in range(start):
         next(batches, None)
     return batches
 
@@ -421,6 +433,8 @@ def _check_arguments(model, loader, optimizer, scheduler, epochs, max_steps, eve
             f"The loader is a {type(loader).__name__} without len(); give a list of batches or a "
             "loader that can be iterated once for each epoch."
         )
+    if len(loader) == 0:
+        raise TrainingError(NO_BATCHES)
     own = {id(p) for p in model.parameters()}
     if not all(id(p) in own for group in optimizer.param_groups for p in group["params"]):
         raise TrainingError(
@@ -465,6 +479,9 @@ def _settings(model, loader, optimizer, scheduler, loss_fn, clip_norm, autocast)
         if hasattr(scheduler, name):
             settings[f"scheduler.{name}"] = repr(getattr(scheduler, name))
     settings["batches in an epoch"] = str(len(loader))
+    for name in ("image_set", "dataset"):
+        if hasattr(loader, name):
+            settings["images in an epoch"] = str(len(getattr(loader, name)))
     for name in ("batch_size", "shuffle", "seed", "drop_last"):
         if isinstance(getattr(loader, name, None), int):
             settings[f"loader.{name}"] = str(getattr(loader, name))
