@@ -260,8 +260,8 @@ def grade(
 ) -> None:
     """Grade submitted labs against the solutions' own checks.
 
-    [bold]Warning:[/bold] this runs the learners' code on this machine, with your rights and without a
-    sandbox. Use a container or a throw-away machine for code that you do not trust.
+    [bold]Warning:[/bold] this runs the learners' code on this machine, with your rights and
+    without a sandbox. Use a container or a throw-away machine for code that you do not trust.
     """
     from rich.console import Console
     from rich.table import Table

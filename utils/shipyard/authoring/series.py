@@ -74,6 +74,8 @@ def run_series(
     results = [SeriesResult(Path(path)) for path in paths]
     chosen = _parameters_of_each(results, parameters or {})
     folder = folder.resolve()
+    if any(result.path.resolve().parent == folder for result in results):
+        raise AuthoringError(f"The run would overwrite the notebooks in {folder}; choose another.")
     (folder / "results").mkdir(parents=True, exist_ok=True)
     environment = {"SHIPYARD_RESULTS": str(folder / "results"), **(environment or {})}
     tell = on_change or (lambda result, cell, cells: None)
