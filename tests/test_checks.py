@@ -163,7 +163,7 @@ def test_an_answer_that_forgets_to_return_is_told_so():
             "float32; expected torch.float64",
         ),
         (lambda x, plus=0: (2 * x + plus)[:, :2], "wrong-shape", "(2, 2); expected (2, 3)"),
-        (lambda x, plus=0: (2 * x + plus).T, "axes-swapped", "another order"),
+        (lambda x, plus=0: (2 * x + plus).T, "axes-in-another-order", "another order"),
         (lambda x, plus=0: (2 * x + plus)[None], "axis-of-one", "(1, 2, 3); expected (2, 3)"),
         (lambda x, plus=0: (2 * x + plus) * float("nan"), "not-a-number", "0/0"),
         (lambda x, plus=0: (2 * x + plus) * float("inf"), "not-a-number", "0/0"),

@@ -80,7 +80,7 @@ def _tensor_difference(
     if shape != wanted:
         text = f"{label} has shape {shape}; expected {wanted}."
         if sorted(shape) == sorted(wanted):
-            return "axes-swapped", f"{text} The axes are in another order."
+            return "axes-in-another-order", f"{text} The axes are in another order."
         if [n for n in shape if n != 1] == [n for n in wanted if n != 1]:
             return "axis-of-one", f"{text} An axis of length 1 is lost, or one too many."
         return "wrong-shape", text
