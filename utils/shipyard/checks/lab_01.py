@@ -721,13 +721,27 @@ def _check_pooling(
     def stride_is_kernel(x, *, stride=None, **options):
         return truth(x, **options)
 
+    def with_default_stride(answer):
+        return lambda x, *, kernel_size, stride=None, **options: answer(
+            x, kernel_size=kernel_size, stride=stride or kernel_size, **options
+        )
+
+    def hanging_windows(x, *, kernel_size, stride=None, padding=0):
+        sides = []
+        for axis in (1, 0):  # F.pad wants the last axis first
+            kernel, step = _pair(kernel_size)[axis], _pair(stride or kernel_size)[axis]
+            before = _pair(padding)[axis]
+            missing = -(x.shape[2 + axis] + 2 * before - kernel) % step
+            sides += [before, before + missing]
+        return truth(F.pad(x, sides, value=border), kernel_size, stride)
+
     draw = draws(5)
     return compare(
         candidate,
         signature=f"{name}(x, kernel_size, stride=None, padding=0)",
         reference=truth,
         cases=[
-            Case(_grid(1, 1, 4, 4) % 7 - 2, kernel_size=2),
+            Case(_grid(1, 1, 4, 4) * 5 % 16 - 4, kernel_size=2),
             Case(_grid(1, 1, 3, 3) % 5 - 6, kernel_size=2, stride=1),
             Case(_grid(1, 1, 2, 3) - 7, kernel_size=2, padding=1),
             Case(draw(2, 3, 6, 4), kernel_size=(3, 2)),
@@ -757,8 +771,15 @@ def _check_pooling(
                 """Your output is too large: you rounded its size up. A window that hangs over the
                 far edge is left out. (torch calls the other choice ceil_mode=True.)""",
                 lambda *args, **options: truth(*args, ceil_mode=True, **options),
+                hanging_windows,
             ),
-            *_geometry_mistakes(truth, border),
+            *(
+                Mistake(
+                    *(mistake.slug, mistake.advice, *mistake.answers),
+                    *map(with_default_stride, mistake.answers),
+                )
+                for mistake in _geometry_mistakes(truth, border)
+            ),
         ],
     )
 
@@ -782,7 +803,7 @@ def _geometry_mistakes(truth: Callable, border: float = 0.0) -> list[Mistake]:
         return answer
 
     names = ("stride", "padding", "dilation", "kernel_size")
-    chosen = [(name,) for name in names] + [("stride", "padding"), names[:3], names]
+    chosen = [some for n in range(1, 5) for some in itertools.combinations(names, n)]
     return [
         Mistake(
             "height-width-swapped",
