@@ -85,7 +85,7 @@ def imports_of(tree: ast.AST) -> Iterator[tuple[int, str]]:
             for alias in node.names:
                 yield node.lineno, f"{module}.{alias.name}"
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            yield from ((node.lineno, str(ast.literal_eval(name))) for name in node.args[:1])
+            yield from ((node.lineno, ast.unparse(name).strip("'")) for name in node.args[:1])
 
 
 def forbidden_imports(module: str, source: str, modules: set[str]) -> list[str]:
@@ -537,15 +537,15 @@ BAD_NOTEBOOKS = {
     ],
     cells_over_budget: [
         lesson(shown("x = 1\n" * 41)),
-        lesson(*[shown("x = 1")] * 20),
-        lesson(*[shown("x = 1\n" * 12)] * 20),
-        lesson(*[shown("x = 1\n" * 23)] * 3, *[shown("x = 1\n" * 4)] * 20),
+        lesson(*[shown("x = 1") for _ in range(20)]),
+        lesson(*[shown("x = 1\n" * 12) for _ in range(20)]),
+        lesson(*[shown("x = 1\n" * 23) for _ in range(3)], *[shown("x = 1\n" * 4) for _ in range(20)]),
     ],
     wrong_amount_of_prose: [lesson(words=5), lesson(words=600)],
-    silent_cells: [lesson(*[new_code_cell("x = 1")] * 9)],
+    silent_cells: [lesson(*[new_code_cell("x = 1") for _ in range(9)])],
     wrong_skeleton: [
         new_notebook(cells=[shown("x = 1"), PARAMETERS, shown("run.finish({})")]),
-        lesson(PARAMETERS),
+        lesson(new_code_cell("A = 1", metadata=PARAMETERS.metadata)),
         new_notebook(cells=lesson().cells[:-1]),
         new_notebook(cells=[lesson().cells[0], shown("x = 1\n" * 16), *lesson().cells[2:]]),
         new_notebook(cells=[c for c in lesson().cells if c is not PARAMETERS]),
