@@ -123,10 +123,9 @@ def col2im(
     x = columns.new_zeros(batch, rows // (k_h * k_w), height + 2 * p_h, width + 2 * p_w)
     for i in range(k_h):
         for j in range(k_w):
-            top, left = i * d_h, j * d_w
-            x[:, :, top : top + s_h * out_h : s_h, left : left + s_w * out_w : s_w] += columns[
-                :, :, i, j
-            ]
+            rows = slice(i * d_h, i * d_h + s_h * out_h, s_h)
+            cols = slice(j * d_w, j * d_w + s_w * out_w, s_w)
+            x[:, :, rows, cols] += columns[:, :, i, j]
     return x[:, :, p_h : p_h + height, p_w : p_w + width]
 
 
@@ -153,8 +152,7 @@ def conv2d(
     Raises:
         ValueError: the shapes or types do not fit each other; the message names them.
     """
-    grouped_weight = _grouped_weight(x, weight, groups)
-    view = _grouped_windows(x, weight, stride, padding, dilation, groups)
+    view, grouped_weight = _grouped(x, weight, stride, padding, dilation, groups)
     y = torch.einsum("ngchwij,gocij->ngohw", view, grouped_weight).flatten(1, 2)
     if bias is None:
         return y
@@ -190,8 +188,7 @@ def conv2d_backward(
     Raises:
         ValueError: the shapes or types do not fit each other; the message names them.
     """
-    grouped_weight = _grouped_weight(x, weight, groups)
-    view = _grouped_windows(x, weight, stride, padding, dilation, groups)
+    view, grouped_weight = _grouped(x, weight, stride, padding, dilation, groups)
     expected = (x.shape[0], weight.shape[0], *view.shape[3:5])
     if tuple(grad_output.shape) != expected:
         raise ValueError(
@@ -338,27 +335,23 @@ def _check_groups(in_channels: int, out_channels: int, groups: int) -> None:
         )
 
 
-def _grouped_weight(x: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """``weight`` as (groups, out / groups, in / groups, kernel height, kernel width), checked."""
+def _grouped(
+    x: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size, groups: int
+) -> tuple[Tensor, Tensor]:
+    """Windows as (batch, groups, in / groups, height, width, k_h, k_w), and the weight as
+    (groups, out / groups, in / groups, k_h, k_w), after checking that they fit each other."""
     in_channels, out_channels = _shape("x", x)[1], _shape("weight", weight)[0]
     _check_groups(in_channels, out_channels, groups)
     if weight.shape[1] != in_channels // groups:
         raise ValueError(
-            f"weight has shape {tuple(weight.shape)}, so it sees {weight.shape[1]} input channels; "
-            f"x has shape {tuple(x.shape)}, which is {in_channels // groups} in each of "
-            f"{groups} group(s)."
+            f"weight has shape {tuple(weight.shape)}, so a filter sees {weight.shape[1]} channels; "
+            f"x has shape {tuple(x.shape)}, so each of {groups} group(s) has "
+            f"{in_channels // groups}."
         )
     if weight.dtype != x.dtype:
         raise ValueError(f"weight is {weight.dtype} and x is {x.dtype}; they must be the same.")
-    return weight.unflatten(0, (groups, -1))
-
-
-def _grouped_windows(
-    x: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size, groups: int
-) -> Tensor:
-    """(batch, groups, in / groups, output height, output width, kernel height, kernel width)."""
     view = windows(pad(x, padding), tuple(weight.shape[2:]), stride, dilation)
-    return view.unflatten(1, (groups, -1))
+    return view.unflatten(1, (groups, -1)), weight.unflatten(0, (groups, -1))
 
 
 def _pooling_windows(
