@@ -68,3 +68,92 @@ def chromium() -> str:
 def _results_go_elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> None:
     """No test writes into the checkout's results/. The cache is shared: it is safe and slow."""
     monkeypatch.setenv("SHIPYARD_RESULTS", str(tmp_path_factory.getbasetemp() / "results"))
+
+
+PARAMETERS = """import os
+PROFILE = os.environ.get("PROFILE", "fast")
+DEVICE = os.environ.get("DEVICE", "auto")
+SEED = int(os.environ.get("SEED", "0"))
+EPOCHS = 2
+LEARNING_RATE = 0.1
+VERBOSE = False
+SIZES = (1, 2)
+STEPS = None"""
+RESULTS = """import json
+from pathlib import Path
+record = {"device": DEVICE, "profile": PROFILE, "dataset": "stand-in",
+          "metrics": {"epochs": EPOCHS, "accuracy": 0.51239, "curve": [1, 2]}}
+Path(os.environ["SHIPYARD_RESULTS"], "01.json").write_text(json.dumps(record))"""
+CHECKS = """class CheckFailed(AssertionError):
+    def __init__(self, message, diagnosis):
+        super().__init__(message)
+        self.diagnosis = diagnosis
+
+def check(candidate, expected):
+    if candidate(3) != expected:
+        raise CheckFailed(f"expected {expected}, got {candidate(3)}", "wrong-number")
+    return "correct"
+"""
+
+
+class Course:
+    """A checkout in miniature, with a lesson that works, four that do not, and a lab."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        for folder in ("notebooks", "solutions"):
+            (root / folder).mkdir(parents=True)
+        (root / "pyproject.toml").touch()
+
+    def lesson(self, name: str, *sources: str) -> Path:
+        """Write notebooks/NAME.ipynb: a title, the parameters, and one cell for each source."""
+        from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+        cells = [
+            new_markdown_cell("# Title"),
+            new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
+            *map(new_code_cell, sources),
+        ]
+        return self.write(self.root / "notebooks" / f"{name}.ipynb", new_notebook(cells=cells))
+
+    def good_lesson(self) -> Path:
+        """01_good: prints its parameters and writes a result file."""
+        return self.lesson("01_good", "print(EPOCHS, LEARNING_RATE, VERBOSE, STEPS)", RESULTS)
+
+    def solution(self, name: str = "01_tiny") -> Path:
+        """Write a solution with two tasks, square (2 points) and double (3 points)."""
+        from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+        def marked(grade_id: str, **changes) -> dict:
+            about = {"grade": False, "grade_id": grade_id, "locked": False, "schema_version": 3,
+                     "solution": False, "task": False, **changes}  # fmt: skip
+            return {"nbgrader": about}
+
+        def task(name: str, answer: str) -> str:
+            body = f"    ### BEGIN SOLUTION\n    return {answer}\n    ### END SOLUTION"
+            return f'def {name}(x):\n    """Return {answer}."""\n{body}'
+
+        cells = [
+            new_markdown_cell("# Lab", metadata=marked("title", locked=True)),
+            new_code_cell(CHECKS, metadata=marked("setup", locked=True)),
+            new_code_cell(task("square", "x * x"), metadata=marked("square", solution=True)),
+            new_code_cell("check(square, 9)",
+                metadata=marked("check-square", grade=True, locked=True, points=2)),
+            new_code_cell(task("double", "x + x"), metadata=marked("double", solution=True)),
+            new_code_cell("check(double, 6)",
+                metadata=marked("check-double", grade=True, locked=True, points=3)),
+        ]  # fmt: skip
+        return self.write(self.root / "solutions" / f"{name}.ipynb", new_notebook(cells=cells))
+
+    @staticmethod
+    def write(path: Path, notebook) -> Path:
+        from shipyard.authoring import files
+
+        files.write(files.normalise(notebook), path)
+        return path
+
+
+@pytest.fixture
+def course(tmp_path: Path) -> Course:
+    """An empty checkout in miniature, outside this one."""
+    return Course(tmp_path / "course")

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import os
 import re
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,23 +126,27 @@ def _stable_id(cell: NotebookNode, taken: set[str]) -> str:
 
 
 def _normalised_outputs(outputs: list) -> list:
-    """Merge streams, resolve carriage returns, drop bars and widget views, hide addresses."""
-    kept: list = []
-    for output in outputs:
-        if output.output_type == "stream":
-            before = kept[-1] if kept else None
-            if before is not None and (before.output_type, before.get("name")) == (
-                "stream", output.name,
-            ):  # fmt: skip
-                before.text += output.text
-            else:
-                kept.append(output)
-        elif output.output_type == "error" or _normalise_data(output):
-            kept.append(output)
-    for output in kept:
-        if output.output_type == "stream":
-            output.text = _final_text(output.text, drop_bars=output.name == "stderr")
-    return [o for o in kept if o.output_type != "stream" or o.text.strip()]
+    """Merge streams, resolve carriage returns, drop bars and widget views, hide addresses.
+
+    stdout and stderr reach a notebook in an order that changes from run to run; between two
+    displays, stdout goes first.
+    """
+    from nbformat.v4 import new_output
+
+    kept = [o for o in outputs if o.output_type in ("stream", "error") or _normalise_data(o)]
+    result = []
+    for streams, group in groupby(kept, key=lambda output: output.output_type == "stream"):
+        if not streams:
+            result.extend(group)
+            continue
+        texts = {"stdout": "", "stderr": ""}
+        for output in group:
+            texts[output.name] += output.text
+        for name, text in texts.items():
+            text = _final_text(text, drop_bars=name == "stderr")
+            if text.strip():
+                result.append(new_output("stream", name=name, text=text))
+    return result
 
 
 def _final_text(text: str, drop_bars: bool) -> str:
