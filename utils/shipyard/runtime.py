@@ -65,8 +65,10 @@ def resolve_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         device = None
     exact = device is not None and str(device) in available
-    any_index = device is not None and device.index is None and any(
-        known.split(":")[0] == device.type for known in available
+    any_index = (
+        device is not None
+        and device.index is None
+        and any(known.split(":")[0] == device.type for known in available)
     )
     cpu_index = device is not None and device.type == "cpu"
     if not (exact or any_index or cpu_index):
