@@ -194,11 +194,11 @@ def _stratified(labels: Tensor, n: int, seed: int) -> Tensor:
     # Shuffle within each class and lay the classes out evenly on a line from 0 to 1: the
     # first n images on that line then hold every class in proportion.
     order = torch.randperm(len(labels), generator=generator)
-    place = torch.empty(len(labels))
+    place = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique():
         members = order[labels.cpu()[order] == label.cpu()]
-        place[members] = (torch.arange(len(members)) + 0.5) / len(members)
-    place += 1e-6 * torch.rand(len(labels), generator=generator)  # who gives the odd image
+        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    place += 1e-9 * torch.rand(len(labels), generator=generator)  # who gives the odd image
     return place.argsort()[:n].sort().values.to(labels.device)
 
 
@@ -304,7 +304,7 @@ def random_crop_flip(padding: int = 4, flip: float = 0.5) -> Transform:
     """
 
     def transform(images: Tensor, generator: torch.Generator) -> Tensor:
-        n, _, height, width = images.shape
+        n, channels, height, width = images.shape
         top = torch.randint(2 * padding + 1, (n, 1), generator=generator)
         left = torch.randint(2 * padding + 1, (n, 1), generator=generator)
         mirrored = torch.rand((n, 1), generator=generator) < flip
@@ -312,10 +312,10 @@ def random_crop_flip(padding: int = 4, flip: float = 0.5) -> Transform:
         rows = top + torch.arange(height)  # (n, height)
         columns = left + torch.where(mirrored, width - 1 - across, across)  # (n, width)
         padded = F.pad(images, (padding,) * 4)
-        which = torch.arange(n, device=images.device)[:, None, None]
-        rows, columns = rows.to(images.device), columns.to(images.device)
-        cut = padded[which, :, rows[:, :, None], columns[:, None, :]]  # (n, height, width, c)
-        return cut.permute(0, 3, 1, 2).contiguous()
+        # Where each pixel of the result lies in its padded image, read row by row.
+        at = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (n, height, width)
+        at = at.to(images.device).view(n, 1, -1).expand(n, channels, -1)
+        return padded.flatten(2).gather(2, at).view(images.shape)
 
     return transform
 
@@ -387,12 +387,16 @@ def load_cifar10(
     allowed, asked = _download_choice(download)
     folders = _search_folders() if str(root) == "auto" else [_checked_path(root, asked)]
     for folder in folders:
-        source = _find(folder, archive)
-        if source is not None:
-            return _report(_load(source, verbose), verbose)
+        try:
+            source = _find(folder, archive)
+            data = _load(source, verbose) if source else None
+        except OSError as error:
+            raise DataError(f"{folder} cannot be read: {error}. Nothing was changed.") from error
+        if data is not None:
+            return _report(data, verbose)
 
     target = folders[-1] / archive.name
-    why = "no CIFAR-10 was found"
+    why = "no CIFAR-10 was found" + ("" if allowed else ", and downloads are off")
     if allowed and (asked or str(root) == "auto"):
         try:
             fetch(archive.url, target, archive.md5, verbose=verbose)
@@ -400,7 +404,7 @@ def load_cifar10(
         except DownloadError as error:
             if asked:
                 raise
-            why += f", and the download failed ({error})"
+            why = f"no CIFAR-10 was found, and the download failed ({error})"
     if str(root) != "auto":
         raise DataError(
             f"{folders[0]} holds no CIFAR-10. Expected in it: {_expected(archive)}. "
@@ -484,7 +488,7 @@ def _find(path: Path, archive: Archive) -> _Source | None:
             return _batches_source(folder, archive)
         if all((folder / part).is_file() for part in archive.train):
             return _batches_source(folder, archive)
-    if all((path / part).is_dir() for part in ("train", "test")):
+    if any((path / part / label).is_dir() for part in ("train", "test") for label in CLASSES):
         return _tree_source(path)
     if (path / IMAGES_ZIP).is_file():
         return _zip_source(path / IMAGES_ZIP)
@@ -495,12 +499,12 @@ def _find(path: Path, archive: Archive) -> _Source | None:
     return None
 
 
-def _stamp(files: Iterable[Path]) -> str:
-    """Hash of names, sizes and times of modification."""
-    digest = hashlib.sha256()
-    for file in files:
-        status = file.stat()
-        digest.update(f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+def _stamp(base: Path, names: Iterable[str]) -> str:
+    """Hash of the place, names, sizes and times of modification of the files ``base/name``."""
+    digest = hashlib.sha256(str(base.resolve()).encode())
+    for name in names:
+        status = os.stat(f"{base}/{name}")
+        digest.update(f"{name}|{status.st_size}|{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
@@ -558,7 +562,7 @@ def _archive_source(path: Path, archive: Archive) -> _Source:
         return _decode_batches(path, contents, archive)
 
     name = f"official archive {path.name}"
-    return _Source(path, name, archive.md5 + _stamp([path]), decode)
+    return _Source(path, name, archive.md5 + _stamp(path.parent, [path.name]), decode)
 
 
 def _batches_source(folder: Path, archive: Archive) -> _Source:
@@ -577,7 +581,7 @@ def _batches_source(folder: Path, archive: Archive) -> _Source:
         contents = {name: file.read_bytes() for name, file in files.items()}
         return _decode_batches(folder, contents, archive)
 
-    stamp = "".join(md5.values()) + _stamp(files.values())
+    stamp = "".join(md5.values()) + _stamp(folder, files)
     return _Source(folder, f"official batches in {archive.folder}", stamp, decode)
 
 
@@ -632,18 +636,21 @@ _IMAGE = re.compile(
 
 
 def _tree_source(folder: Path) -> _Source:
-    files = [
-        Path(base, name)
+    names = [
+        f"{part}/{label}/{name}"
         for part in ("train", "test")
-        for base, _, names in sorted(os.walk(folder / part))
-        for name in sorted(names)
+        for label in _listing(folder / part)
+        for name in _listing(folder / part / label)
     ]
 
     def decode(verbose: bool) -> Arrays:
-        names = [file.relative_to(folder).as_posix() for file in files]
         return _decode_images(folder, names, lambda name: (folder / name).read_bytes(), verbose)
 
-    return _Source(folder, f"images in {folder.resolve().name}", _stamp(files), decode)
+    return _Source(folder, f"images in {folder.resolve().name}", _stamp(folder, names), decode)
+
+
+def _listing(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder)) if folder.is_dir() else []
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
@@ -662,7 +669,7 @@ def _zip_source(path: Path) -> _Source:
         with _open_zip(path) as images:
             return _decode_images(path, images.namelist(), images.read, verbose)
 
-    return _Source(path, f"images in {path.name}", _stamp([path]), decode)
+    return _Source(path, f"images in {path.name}", _stamp(path.parent, [path.name]), decode)
 
 
 def _decode_images(
@@ -864,25 +871,31 @@ def fetch(
             raise DownloadError(f"{path.parent} cannot be written: {problem}") from problem
         if path.exists():  # another process has just finished
             return path
+        if verbose:
+            print(f"Downloading {path.name} from {host} (SHIPYARD_DOWNLOAD=0 turns this off).")
         if not urllib.request.getproxies() and not _resolves(host, connect_timeout):
             raise DownloadError(f"no network: the address of {host} was not found")
-        resumed = _size(part) > 0
-        failures = 0
+        resumed, failures = _size(part) > 0, 0
         with httpx.Client(timeout=timeout, follow_redirects=True) as client:
             while True:
                 before = _size(part)
                 try:
                     _fetch_once(client, url, part, minimum_rate, rate_window, verbose)
-                except httpx.ConnectError as error:
-                    if before == 0 and failures == 0:
-                        raise DownloadError(f"no connection to {host}: {error}") from error
-                    reason = error
-                except httpx.ConnectTimeout as error:
-                    if before == 0 and failures == 0:
-                        raise DownloadError(f"no answer from {host}") from error
-                    reason = error
                 except (httpx.TransportError, _BrokenOffError) as error:
-                    reason = error
+                    connected = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                    reason = str(error) or type(error).__name__
+                    if not connected and before == 0 and failures == 0:
+                        raise DownloadError(f"no connection to {host}: {reason}") from error
+                    # Whoever gets on, however often the line breaks, is not failing.
+                    failures = 1 if _size(part) - before >= 2**16 else failures + 1
+                    if failures >= attempts:
+                        raise DownloadError(
+                            f"{url} broke off {failures} times in a row: {reason}. The "
+                            f"{_size(part):,} bytes so far are kept for the next try"
+                        ) from error
+                    time.sleep(backoff * 2 ** (failures - 1))
+                except (httpx.HTTPError, httpx.InvalidURL) as error:
+                    raise DownloadError(f"{url} cannot be fetched: {error}") from error
                 except OSError as error:
                     raise DownloadError(f"{part} cannot be written: {error}") from error
                 else:
@@ -890,20 +903,13 @@ def fetch(
                     if found == md5:
                         part.replace(path)
                         return path
+                    if resumed:  # the bytes from an earlier call may have been the bad ones
+                        resumed = False
+                        part.unlink()
+                        continue
                     rejected = path.with_name(f"{path.name}.rejected")
                     part.replace(rejected)
-                    if not resumed:
-                        _must_match(rejected, found, md5)
-                    resumed = False  # the part from last time may have been bad: start afresh
-                    continue
-                failures = 1 if _size(part) - before >= 2**16 else failures + 1
-                if failures >= attempts:
-                    raise DownloadError(
-                        f"{url} broke off {failures} times in a row: "
-                        f"{reason or type(reason).__name__}. "
-                        f"{_size(part):,} bytes are kept, and the next try goes on from there"
-                    ) from reason
-                time.sleep(backoff * 2 ** (failures - 1))
+                    _must_match(rejected, found, md5)
 
 
 def _size(path: Path) -> int:
