@@ -7,6 +7,7 @@ import html
 import io
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -64,6 +65,8 @@ STYLE = {
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
     "xtick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
     "ytick.major.size": 0,
     "legend.frameon": False,
     "legend.fontsize": 9,
@@ -75,6 +78,11 @@ STYLE = {
 def use_style() -> None:
     """Set the series' plot style for every figure that follows."""
     plt.rcParams.update(STYLE)
+
+
+def style() -> AbstractContextManager:
+    """The same style for the figures made inside a ``with`` block only."""
+    return plt.rc_context(STYLE)
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -94,8 +102,10 @@ def show(figure: Figure, alt: str) -> None:
         print(alt)
     else:
         picture = _pixels(figure)
-        # Lossless WebP: the same pixels as the PNG in about half the bytes.
-        webp = base64.b64encode(_encode(picture, "WEBP", lossless=True, method=4)).decode()
+        # WebP for the browser: without loss for drawings, with a little for photographs.
+        lossless = _encode(picture, "WEBP", lossless=True, method=4)
+        webp = min(lossless, _encode(picture, "WEBP", quality=92, method=4), key=len)
+        webp = base64.b64encode(webp).decode()
         png = base64.b64encode(_encode(picture, "PNG", optimize=True)).decode()
         tag = f'<img alt="{html.escape(alt)}" src="data:image/webp;base64,{webp}">'
         display(
@@ -111,6 +121,21 @@ def png_bytes(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", pil_kwargs={"compress_level": 1})
     return buffer.getvalue()
+
+
+def number(value: float, decimals: int = 2) -> str:
+    """``value`` in few characters: no trailing zeros, a real minus sign, −∞ and ∞."""
+    if math.isinf(value):
+        return "−∞" if value < 0 else "∞"
+    text = f"{float(value):.{decimals}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text.replace("-", "−")
+
+
+def signed_limit(values) -> float:
+    """Where the colour scale of a signed picture ends: 99 % of its values are smaller."""
+    sizes = np.abs(_array(values))
+    return float(np.quantile(sizes, 0.99)) or float(sizes.max()) or 1.0
 
 
 def image_grid(
@@ -209,7 +234,7 @@ def number_grids(
 def feature_maps(maps: Sequence, titles: Sequence[str] | None = None, columns: int = 4) -> Figure:
     """Signed pictures side by side: blue below zero, white at zero, red above.
 
-    Each picture has its own scale, from −m to m with m its largest absolute value.
+    Each picture has its own scale, from −m to m, where m is larger than 99 % of its values.
 
     Args:
         maps: N matrices (height, width) of real numbers.
@@ -230,9 +255,10 @@ def feature_maps(maps: Sequence, titles: Sequence[str] | None = None, columns: i
     height = width * max(array.shape[0] / array.shape[1] for array in arrays)
     figure = Figure(figsize=(width * columns, (height + (0.28 if titles else 0.05)) * rows))
     for i, axis in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axis.axis("off")
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set(visible=i < len(arrays), color="#C8C8C8")
         if i < len(arrays):
-            limit = float(np.abs(arrays[i]).max()) or 1.0
+            limit = signed_limit(arrays[i])
             axis.imshow(arrays[i], cmap=DIVERGING, vmin=-limit, vmax=limit)
             if titles is not None:
                 axis.set_title(titles[i], fontsize=9, pad=3)
@@ -243,9 +269,9 @@ def training_curves(history) -> Figure:
     """The loss of each step, and the measurements of each epoch where there are any.
 
     Args:
-        history: has ``losses``, one number a step, and ``rows``, one dict an epoch. Each number
-            in ``rows`` whose name ends in ``loss`` is drawn over the epochs on the left, each
-            whose name ends in ``accuracy`` on the right.
+        history: as `training.fit` returns it: ``losses`` has one number for each step, ``rows``
+            one dict for each epoch, with its last ``step``. A measurement whose name ends in
+            ``loss`` is drawn on the left, one whose name ends in ``accuracy`` on the right.
 
     Raises:
         ValueError: no step was taken.
@@ -253,7 +279,7 @@ def training_curves(history) -> Figure:
     losses = np.asarray(list(history.losses), dtype=float)
     if not len(losses):
         raise ValueError("history.losses is empty; train for at least one step first.")
-    rows = list(getattr(history, "rows", ()))
+    rows = list(history.rows)
     names = [name for name in (rows[0] if rows else {}) if name.endswith(("loss", "accuracy"))]
     accuracies = [name for name in names if name.endswith("accuracy")]
     figure = Figure(figsize=(7.5, 3.2))
@@ -263,7 +289,7 @@ def training_curves(history) -> Figure:
     window = max(1, len(losses) // 40)
     smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
     panels[0].plot(steps[window - 1 :], smooth, color=BLUE, label=f"mean of {window} steps")
-    ends = len(losses) * np.arange(1, len(rows) + 1) / max(len(rows), 1)
+    ends = [row["step"] for row in rows]
     for name, colour in zip((n for n in names if n not in accuracies), PALETTE[1:], strict=False):
         values = [row[name] for row in rows]
         panels[0].plot(ends, values, "o-", color=colour, label=name.replace("_", " "))
@@ -374,12 +400,7 @@ def _draw_grid(axis, grid: np.ndarray, x: float, y: float, decimals: int, fontsi
             continue
         colour = DIVERGING(0.5 + 0.5 * value / limit) if np.isfinite(value) else PALE
         axis.add_patch(Rectangle((x + column, y + row), 1, 1, fc=colour, ec="#B5B5B5", lw=0.8))
-        if np.isfinite(value):
-            text = f"{value:.{decimals}f}"
-            text = text.rstrip("0").rstrip(".") if "." in text else text
-            text = ("0" if text == "-0" else text).replace("-", "−")
-        else:
-            text = "−∞" if value < 0 else "∞"
+        text = number(value, decimals)
         axis.text(
             x + column + 0.5, y + row + 0.52, text, ha="center", va="center", fontsize=fontsize
         )
