@@ -64,9 +64,12 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         MATHEMATICS,
         {"matplotlib", "cycler", "IPython", "ipywidgets", "numpy", "PIL", "torch"},
     ),
-    "widgets": (
-        MATHEMATICS | {"plots", "runtime"},
-        {"matplotlib", "IPython", "ipywidgets", "numpy", "PIL", "torch"},
+    **dict.fromkeys(
+        ("widgets", "optimizer_widgets"),
+        (
+            MATHEMATICS | {"plots", "runtime", "widgets"},
+            {"matplotlib", "IPython", "ipywidgets", "numpy", "PIL", "torch"},
+        ),
     ),
     "checks": ({"checks"}, {"torch", "numpy"}),
     "authoring": ({"authoring"}, {"nbformat", "nbclient", "nbconvert", "papermill", "nbgrader"}),
@@ -539,7 +542,7 @@ BAD_NOTEBOOKS = {
         lesson(shown("x = 1\n" * 41)),
         lesson(*[shown("x = 1") for _ in range(20)]),
         lesson(*[shown("x = 1\n" * 12) for _ in range(20)]),
-        lesson(*[shown("x = 1\n" * 23) for _ in range(3)], *[shown("x = 1\n" * 4) for _ in range(20)]),
+        lesson(*[shown("x = 1\n" * lines) for lines in [4] * 20 + [23] * 3]),
     ],
     wrong_amount_of_prose: [lesson(words=5), lesson(words=600)],
     silent_cells: [lesson(*[new_code_cell("x = 1") for _ in range(9)])],

@@ -198,11 +198,7 @@ def data(
     """Find CIFAR-10, or download it, verify it, and say which source is used."""
     from shipyard import data as datasets
 
-    cifar10 = datasets.load_cifar10(download=download)
-    typer.echo(
-        f"Source: {cifar10.source}\n"
-        f"{len(cifar10.train):,} training images, {len(cifar10.test):,} test images"
-    )
+    cifar10 = datasets.load_cifar10(download=download)  # says the source and the counts
     if cifar10.stand_in:
         typer.echo("This is stand-in data, not CIFAR-10: see the section Data of the README.")
         raise typer.Exit(1)

@@ -1,0 +1,109 @@
+"""The labs: what is generated, what is checked, and that the checks reward the right work."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from shipyard import authoring
+
+pytest.importorskip("nbgrader", reason="labs need the extra `teach`")
+
+ROOT = Path(__file__).resolve().parents[1]
+SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
+by_name = pytest.mark.parametrize("solution", SOLUTIONS, ids=lambda path: path.stem)
+
+
+def graded_cells(solution):
+    return [c for c in authoring.read(solution).cells if c.metadata["nbgrader"]["grade"]]
+
+
+def tasks_of(solution):
+    """Names of the checks that the graded cells of a solution call."""
+    calls = re.findall(r"\bcheck_(\w+)\(", "\n".join(c.source for c in graded_cells(solution)))
+    return sorted(set(calls))
+
+
+def bank_of(solution):
+    return importlib.import_module(f"wrong_answers.lab_{solution.stem[:2]}")
+
+
+def test_every_lab_comes_from_a_solution():
+    assert SOLUTIONS
+    assert {path.name for path in (ROOT / "labs").glob("*.ipynb")} == {p.name for p in SOLUTIONS}
+
+
+@by_name
+def test_a_lab_is_exactly_what_its_solution_gives(solution):
+    lab = ROOT / "labs" / solution.name
+    wanted = authoring.to_text(authoring.generate_lab(solution))
+    assert lab.read_text(encoding="utf-8") == wanted, "out of date: run `make labs`"
+
+
+@by_name
+def test_no_lab_gives_its_answers_away(solution):
+    text = authoring.to_text(authoring.generate_lab(solution))
+    assert "BEGIN SOLUTION" not in text
+    assert "HIDDEN TEST" not in text
+
+
+@by_name
+def test_every_check_that_a_solution_calls_exists_and_every_check_is_called(solution):
+    module = importlib.import_module(f"shipyard.checks.lab_{solution.stem[:2]}")
+    existing = {name.removeprefix("check_") for name in vars(module) if name.startswith("check_")}
+    assert set(tasks_of(solution)) == existing
+
+
+@by_name
+def test_every_task_has_its_bank_of_wrong_answers(solution):
+    assert set(tasks_of(solution)) == set(bank_of(solution).TASKS)
+
+
+@by_name
+def test_every_task_has_a_ladder_of_three_hints(solution):
+    notebook = authoring.read(solution)
+    tasks = [c for c in notebook.cells if c.metadata["nbgrader"]["solution"]]
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert text.count("<details") == text.count("</details>") == 3 * len(tasks)
+
+
+@pytest.mark.slow
+@by_name
+def test_an_untouched_lab_scores_nothing_and_each_check_says_it_is_not_written(solution):
+    score = authoring.grade(ROOT / "labs" / solution.name, solution.parent, timeout=120)
+    assert score.problem == ""
+    assert score.points == 0
+    assert score.max_points > 0
+    assert {task.diagnosis for task in score.tasks} == {"not-implemented"}
+
+
+@pytest.mark.slow
+@by_name
+def test_the_solution_scores_full_marks(solution):
+    score = authoring.grade(solution, solution.parent, timeout=120)
+    lost = {task.task: task.message for task in score.tasks if task.points < task.max_points}
+    assert not lost
+    assert score.points == score.max_points > 0
+
+
+@pytest.mark.slow
+@by_name
+def test_a_wrong_answer_in_the_lab_gets_its_own_diagnosis_in_the_marks(solution, tmp_path):
+    """One task of the lab is filled in wrongly, through the file, as a learner would do it."""
+    import inspect
+    import textwrap
+
+    task = tasks_of(solution)[0]
+    wrong, (function, diagnosis) = next(iter(bank_of(solution).TASKS[task].wrong.items()))
+    lab = authoring.read(ROOT / "labs" / solution.name)
+    source = re.sub(r"^@.*\n", "", textwrap.dedent(inspect.getsource(function)), flags=re.M)
+    (cell,) = [c for c in lab.cells if c.metadata["nbgrader"]["grade_id"] == task]
+    head = "import math\nimport torch\nimport torch.nn.functional as F\n\n\n"
+    cell.source = f"{head}{source}\n\n{task} = {function.__name__}"
+    path = tmp_path / solution.name
+    authoring.write(lab, path)
+    score = authoring.grade(path, solution.parent, timeout=120)
+    assert {t.task: t.diagnosis for t in score.tasks}[task] == diagnosis, wrong
