@@ -71,6 +71,14 @@ def colour(rgb, size=(8, 8)):
     return encode(Image.new("RGB", size, rgb))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_proxy():
+    """Requests to this machine go nowhere else, whatever the environment says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1,::1")
+        yield
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("model") / "colours.onnx")
@@ -88,6 +96,14 @@ def server(path):
 
 
 PNG = {"Content-Type": "image/png"}
+
+
+def request_head(length):
+    """The beginning of a request to predict, for tests that write to the socket themselves."""
+    return (
+        "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+        f"Content-Length: {length}\r\n\r\n"
+    ).encode()
 
 
 def ask(app, *requests):
@@ -283,7 +299,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(size):
     began = time.perf_counter()
     with pytest.raises(serving.ImageError, match=r"too large|pixels"):
         serving.decode(bomb(*size))
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 5
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", bytes(100)])
@@ -437,6 +453,16 @@ def test_fifty_requests_at_once_get_the_same_answers_as_one_by_one(server):
     assert len({json.dumps(answer) for answer in at_once}) > 25, "the pictures are all alike"
 
 
+def test_a_client_that_goes_away_takes_no_place_with_it(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    head = request_head(999)
+    for _ in range(100):  # more than there are places
+        with socket.create_connection((host, port)) as connection:
+            connection.sendall(head + b"half")
+    reply = httpx.post(f"{server.url}/predict", content=colour("red"), headers=PNG)
+    assert reply.status_code == 200
+
+
 def blocking(app):
     """Make the app's predictions wait for the event that is returned."""
     release, real = threading.Event(), app.state.classifier
@@ -561,15 +587,11 @@ def test_the_server_stops_after_an_error_in_the_block_and_within_a_running_loop(
 
 def test_a_request_under_way_is_answered_before_the_server_stops(path):
     data = colour("blue")
-    head = (
-        "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
-        f"Content-Length: {len(data)}\r\n\r\n"
-    )
     with contextlib.ExitStack() as server:
         running = server.enter_context(serving.serve_in_background(path))
         host, port = running.url.removeprefix("http://").split(":")
         with socket.create_connection((host, port)) as connection, ThreadPoolExecutor(1) as thread:
-            connection.sendall(head.encode() + data[:-1])
+            connection.sendall(request_head(len(data)) + data[:-1])
             assert httpx.get(f"{running.url}/healthz").status_code == 200
             stopped = thread.submit(server.close)
             while can_connect(host, port):
@@ -607,7 +629,7 @@ def test_a_server_that_is_too_slow_to_start_is_ended_and_said_so(path):
         serving.serve_in_background(path, start_seconds=0.01),
     ):
         pytest.fail("nothing starts in 10 ms")
-    assert time.perf_counter() - before < 10
+    assert time.perf_counter() - before < 30
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is POSIX")
@@ -622,7 +644,7 @@ def test_the_server_ends_when_the_process_that_started_it_is_killed(path):
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
         pid = int(parent.stdout.readline())
         parent.kill()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_running(pid)

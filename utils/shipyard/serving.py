@@ -350,6 +350,13 @@ def create_app(
     which serves a client better than a queue that only grows. Every refusal is JSON with
     ``error`` (what was wrong) and ``send`` (what to send instead).
 
+    Args:
+        workers: predictions that run at the same time; each uses one CPU thread.
+        max_waiting: requests that may wait for a worker, or for their own body to arrive.
+        max_bytes: a larger body is refused (413) as soon as that is known.
+        max_pixels: a larger picture is refused (400) before it is decoded.
+        body_seconds: a body that takes longer to arrive is given up (408).
+
     Raises:
         ModelError: the file cannot be served.
     """
@@ -452,8 +459,9 @@ def create_app(
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), backlog=512)
+        return socket.create_server((host, port), family=family, backlog=512)
     except OSError as error:
         raise ServingError(
             f"Cannot listen on {host}:{port}: {error.strerror}. Is another server running there? "
@@ -642,7 +650,7 @@ PAGE = """<!doctype html>
   label:focus-within { outline: 3px solid var(--bar); outline-offset: 2px; }
   input { position: absolute; opacity: 0; width: 1px; height: 1px; }
   #result { display: flex; flex-wrap: wrap; gap: 1.25rem; margin-top: 1.25rem; }
-  #result[hidden] { display: none; }
+  [hidden] { display: none !important; }
   img { width: 9rem; height: 9rem; object-fit: contain; border-radius: 8px;
         background: var(--back); }
   #answer { flex: 1 1 14rem; min-width: 0; }
@@ -718,6 +726,8 @@ for (const kind of ["dragenter", "dragover"])
   addEventListener(kind, event => { event.preventDefault(); at("drop").classList.add("over"); });
 for (const kind of ["dragleave", "drop"])
   addEventListener(kind, event => { event.preventDefault(); at("drop").classList.remove("over"); });
+at("picture").onload = at("picture").onerror = event =>
+  at("picture").hidden = event.type === "error";
 addEventListener("drop", event => ask(event.dataTransfer.files[0]));
 </script>
 </body>
