@@ -119,7 +119,11 @@ def test_the_message_shows_the_call_the_shapes_and_both_values():
     assert "double(x)\n    x  float64 tensor of shape (2, 3): [[0, 1, 2], [3, 4, 5]]" in message
     assert "differs first at [0, 0]: expected 0, got 1." in message
     assert "6 of 6 values differ, by 1 at most." in message
-    assert "expected  [[0, 2, 4], [6, 8, 10]]\n  got       [[1, 3, 5], [7, 9, 11]]" in message
+    assert (
+        "    expected      got\n     0   2   4     1   3   5\n     6   8  10     7   9  11"
+        in message
+    )
+    assert "Every value is 1 too large." in message
 
 
 def test_a_known_mistake_is_named_and_explained():
@@ -180,8 +184,58 @@ def test_common_slips_have_their_own_diagnosis(candidate, diagnosis, words):
 
 def test_a_tiny_difference_is_shown_with_all_its_digits():
     message = str(failure_of(lambda x, plus=0: 2 * x * (1 + 2e-7) + plus))
-    assert "got       [[0, 2.0000004, 4.0000008]" in message
+    assert "2.0000004  4.0000008" in message
+    assert "Is a part of it computed in float32?" in message
     assert "at [0, 1]: expected 2, got 2.0000004." in message
+
+
+@pytest.mark.parametrize(
+    ("candidate", "words"),
+    [
+        (lambda x, plus=0: 6 * x + 3 * plus, "Every value is 3 times the expected one."),
+        (lambda x, plus=0: -2 * x - plus, "Every value is -1 times the expected one."),
+        (lambda x, plus=0: 2 * x + plus - 0.5, "Every value is 0.5 too small."),
+        (lambda x, plus=0: torch.zeros_like(x), "Every value is 0."),
+        (lambda x, plus=0: 2 * x.flip(0) + plus, "stand in other places"),
+        (lambda x, plus=0: 2 * x * (x < 4) + plus, "a return stand inside a loop?"),
+        (lambda x, plus=0: 2 * x + plus + torch.rand(1), "Called again"),
+    ],
+)
+def test_what_all_wrong_values_have_in_common_is_said(candidate, words):
+    failure = failure_of(candidate)
+    assert failure.diagnosis == "wrong-values"
+    assert words in str(failure)
+
+
+def test_a_mistake_that_raises_explains_a_candidate_that_raises_the_same():
+    def check(candidate):
+        return compare(
+            candidate,
+            signature="f(x, scales=(1, 2), plus=0)",
+            reference=lambda x, **options: x.sum(),
+            cases=[Case(torch.ones(2, 3), plus=7)],
+            mistakes=[
+                Mistake("wrong-view", "Two and three is not four.", lambda x, **_: x.view(4))
+            ],
+        )
+
+    failure = failure_of(lambda x, scales=(1, 2), plus=0: x.view(4), check)
+    assert failure.diagnosis == "wrong-view"
+    assert "f(x, plus=7)" in str(failure)
+    assert failure_of(lambda x, scales=(1, 2), plus=0: x.view(5), check).diagnosis == "raised-error"
+
+
+def test_tensors_inside_lists_are_shown_by_their_shapes():
+    def check(candidate):
+        return compare(
+            candidate,
+            signature="total(parts, scale=1)",
+            reference=lambda parts: sum(part.sum() for part in parts),
+            cases=[Case([torch.ones(30), torch.ones(4, 5)])],
+        )
+
+    message = str(failure_of(lambda parts: parts[0].sum(), check))
+    assert "total(parts)\n    parts[0]  float32 tensor of shape (30,)\n    parts[1]  " in message
 
 
 def test_rounding_errors_pass():

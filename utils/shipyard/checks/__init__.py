@@ -18,12 +18,14 @@ A check returns `Passed` or raises `CheckFailed`; it judges answers, never how t
 
 from __future__ import annotations
 
+import ast
 import copy
 import html
 import inspect
+import reprlib
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,8 +83,8 @@ class Mistake:
     Args:
         slug: the diagnosis, such as "flipped-kernel".
         advice: which mistake it is, why it is wrong, and how to think about it.
-        answers: functions called like the candidate. Each is one form of the mistake. Where one
-            raises, it says nothing about that case.
+        answers: functions called like the candidate. Each is one form of the mistake. An error
+            is an answer too: it explains a candidate that raises the same error.
     """
 
     def __init__(self, slug: str, advice: str, *answers: Callable):
@@ -149,6 +151,11 @@ def compare(
             f"This explains {explained} of the {len(failing)} cases that fail. Mend it, then run "
             "the check again."
         )
+    if not explained and task.is_unsteady(candidate, first):
+        parts.append(
+            "Called again with the same arguments, it gave another answer. It uses random numbers, "
+            "memory that was never filled (torch.empty), or a variable from outside."
+        )
     title = f"{task.name} is not right yet: {len(failing)} of {len(attempts)} cases fail."
     title += f" The first is case {attempts.index(first) + 1}:"
     raise CheckFailed(
@@ -212,6 +219,13 @@ class _Task:
         attempt.slug, attempt.text = found or ("", "")
         return attempt
 
+    def is_unsteady(self, candidate: Callable, attempt: _Attempt) -> bool:
+        """Whether the candidate answers the same call in another way the second time."""
+        if attempt.got is None:
+            return False
+        again = self.attempt(candidate, attempt.case)
+        return bool(again.error or difference(attempt.got, again.got))
+
     def explained(self, mistake: Mistake, attempts: list[_Attempt]) -> int:
         """How many failing cases the mistake explains; 0 unless it explains the first of them."""
         return max(self._explained(answer, attempts) for answer in mistake.answers)
@@ -219,30 +233,42 @@ class _Task:
     def _explained(self, answer: Callable, attempts: list[_Attempt]) -> int:
         count = 0
         for attempt in attempts:
+            error, wrong = None, attempt.expected
             try:
                 wrong = self.answer(answer, *attempt.case.copies())
-            except Exception:
-                wrong = attempt.expected
+            except Exception as raised:
+                error = raised
             harmless = not difference(attempt.expected, wrong, tolerance=self.tolerance)
             if not attempt.slug and not harmless:
                 return 0  # the mistake would have shown here, and the candidate was right
-            if attempt.slug and not attempt.error:
-                same = not difference(wrong, attempt.got, tolerance=self.tolerance)
-                count += same and not harmless
+            if attempt.error:
+                count += repr(attempt.error) == repr(error)  # its type and its text
+            elif attempt.slug and not harmless:
+                count += not difference(wrong, attempt.got, tolerance=self.tolerance)
             if attempt.slug and not count:
                 return 0
         return count
 
     def show_call(self, case: Case) -> str:
         """The call as the learner would write it, then each tensor's shape, one a line."""
-        names = self.signature.partition("(")[2].rstrip(")").split(",")
-        names = [name.partition("=")[0].strip() for name in names]
+        names = [a.arg for a in ast.parse(f"def {self.signature}: ...").body[0].args.args]
         given = dict(zip(names, case.args, strict=False)) | case.options
-        tensors = {name: v for name, v in given.items() if isinstance(v, Tensor | np.ndarray)}
-        call = [name if name in tensors else f"{name}={value!r}" for name, value in given.items()]
-        width = max(map(len, tensors), default=0)
-        lines = [f"    {name:<{width}}  {describe(value)}" for name, value in tensors.items()]
+        tensors = {name: list(_tensors(name, value)) for name, value in given.items()}
+        call = [n if tensors[n] else f"{n}={reprlib.repr(v)}" for n, v in given.items()]
+        found = [pair for pairs in tensors.values() for pair in pairs]
+        width = max((len(label) for label, _ in found), default=0)
+        lines = [f"    {label:<{width}}  {describe(tensor)}" for label, tensor in found]
         return "\n".join([f"  {self.name}({', '.join(call)})", *lines])
+
+
+def _tensors(label: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Each tensor in ``value``, with the expression that picks it."""
+    if isinstance(value, Tensor | np.ndarray):
+        yield label, value
+    elif isinstance(value, tuple | list | dict):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _tensors(f"{label}[{key!r}]", item)
 
 
 def _misfit(candidate: Callable, args: tuple, options: dict) -> TypeError | None:

@@ -105,12 +105,36 @@ def _tensor_difference(
     gap = gap[wrong & gap.isfinite()]
     text += f", by {gap.max():.3g} at most." if gap.numel() else "."
     if expected.numel() <= SMALL:
-        text += f"\n  expected  {show_values(expected, digits)}"
-        text += f"\n  got       {show_values(got, digits)}"
+        text += f"\n\n{_side_by_side(expected, got, digits)}\n"
     if (got.isnan() & ~expected.isnan()).any():
         text += "\nnan comes from 0/0, ∞ − ∞, or the root or logarithm of a negative number."
         return "not-a-number", text
-    return "wrong-values", text
+    return "wrong-values", f"{text}{_pattern(expected, got, wrong)}"
+
+
+def _pattern(expected: Tensor, got: Tensor, wrong: Tensor) -> str:
+    """What all the wrong values have in common, as a sentence, where they have something."""
+
+    def close(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> bool:
+        return torch.allclose(a, b, tolerance, tolerance * expected.abs().max().item())
+
+    if expected.numel() < 3 or not (expected.isfinite().all() and got.isfinite().all()):
+        return ""
+    factor = (got * expected).sum().item() / max((expected**2).sum().item(), 1e-300)
+    offset = (got - expected).mean().item()
+    if not got.any():
+        return "\nEvery value is 0. Is the result ever filled in?"
+    if not wrong.all() and not got[wrong].any():
+        return "\nEvery wrong value is 0. Does a loop end early, or a return stand inside a loop?"
+    if close(got, expected, 1e-5):
+        return "\nThe differences are tiny. Is a part of it computed in float32?"
+    if close(got, factor * expected):
+        return f"\nEvery value is {factor:.6g} times the expected one."
+    if close(got, expected + offset):
+        return f"\nEvery value is {abs(offset):.6g} too {'large' if offset > 0 else 'small'}."
+    if close(got.flatten().sort().values, expected.flatten().sort().values):
+        return "\nThe numbers are the right ones, but they stand in other places."
+    return ""
 
 
 def describe(value: Any) -> str:
@@ -127,12 +151,24 @@ def describe(value: Any) -> str:
     return f"the {type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"
 
 
-def show_values(tensor: Tensor, digits: int = 6) -> str:
+def show_values(tensor: Tensor) -> str:
     """The values of a tensor as nested lists."""
 
     def show(value: Any) -> str:
         if isinstance(value, list):
             return f"[{', '.join(map(show, value))}]"
-        return f"{value:.{digits}g}"
+        return f"{value:.6g}"
 
     return show(tensor.tolist())
+
+
+def _side_by_side(expected: Tensor, got: Tensor, digits: int) -> str:
+    """Both tensors as columns of text; the last axis goes to the right."""
+    columns = []
+    for title, tensor in (("expected", expected), ("got", got)):
+        rows = tensor.reshape(-1, tensor.shape[-1] if tensor.dim() else 1).tolist()
+        cells = [[f"{value:.{digits}g}" for value in row] for row in rows]
+        width = max(len(cell) for row in cells for cell in row)
+        columns.append([title, *("  ".join(cell.rjust(width) for cell in row) for row in cells)])
+    left = max(map(len, columns[0]))
+    return "\n".join(f"    {a:<{left}}    {b}" for a, b in zip(*columns, strict=True))

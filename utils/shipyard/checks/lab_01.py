@@ -317,6 +317,15 @@ def check_conv2d(candidate: Callable) -> Passed:
                 with_bias(lambda bias, weight: None),
             ),
             Mistake(
+                "bias-along-width",
+                """The bias is added along the width. Broadcasting lines up the last axes, so a
+                tensor of shape (out_channels) meets the width, and fails or, worse, fits by chance.
+                bias.reshape(−1, 1, 1) meets the channels.""",
+                lambda x, weight, bias=None, **options: (
+                    F.conv2d(x, weight, **options) + (0 if bias is None else bias)
+                ),
+            ),
+            Mistake(
                 "bias-per-input-channel",
                 """You added the bias once for each input channel, probably inside the loop over
                 the channels. The bias belongs to the output channel: add it once, after the sum
