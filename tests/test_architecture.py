@@ -286,6 +286,7 @@ def test_no_python_file_breaks_a_code_rule(rule):
 MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(work|root|home|tmp|Users|opt|mnt)/\w")
 WORD = re.compile(r"[^\W\d_][\w'’-]*")
 NOT_PROSE = re.compile(r"```.*?```|\$\$.*?\$\$|\$[^$\n]+\$|<[^>]+>|https?://\S+", re.DOTALL)
+DATA_URI = re.compile(r"data:[\w/]+;base64,[\w+/=]+")
 LARGEST = 1_500_000  # bytes
 
 
@@ -317,7 +318,7 @@ def texts_of(notebook: NotebookNode) -> Iterator[tuple[int, str]]:
             yield number, output.get("text", "") + "\n".join(output.get("traceback", ()))
             for mime, data in output.get("data", {}).items():
                 if mime.startswith("text/"):
-                    yield number, str(data)
+                    yield number, DATA_URI.sub("data:", str(data))
 
 
 def images_of(cell: NotebookNode) -> list[NotebookNode]:
