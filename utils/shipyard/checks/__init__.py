@@ -232,7 +232,7 @@ class _Task:
 
     def _explained(self, answer: Callable, attempts: list[_Attempt]) -> int:
         count = 0
-        for attempt in attempts:
+        for attempt in sorted(attempts, key=lambda attempt: not attempt.slug):  # failing ones first
             error, wrong = None, attempt.expected
             try:
                 wrong = self.answer(answer, *attempt.case.copies())
