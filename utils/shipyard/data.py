@@ -451,12 +451,16 @@ def _checked_path(root: str | os.PathLike, may_be_made: bool = False) -> Path:
 
 
 def _search_folders() -> list[Path]:
-    folders = [runtime.repository_root() / "data"]
+    repository = runtime.repository_root()
+    folders = [repository / "data"]
     if setting := os.environ.get("SHIPYARD_DATA"):
+        # A relative path may be meant from the repository: a notebook runs in notebooks/.
+        from_repository = repository / Path(setting).expanduser()
         try:
-            folders.insert(0, _checked_path(setting))
+            chosen = from_repository if from_repository.exists() else _checked_path(setting)
         except DataError as error:
             raise DataError(f"SHIPYARD_DATA is wrong. {error}") from None
+        folders.insert(0, chosen)
     return folders
 
 
@@ -909,7 +913,12 @@ def fetch(
                         continue
                     rejected = path.with_name(f"{path.name}.rejected")
                     part.replace(rejected)
-                    _must_match(rejected, found, md5)
+                    raise DataError(
+                        f"What came from {url} is not the file expected: {_size(rejected):,} bytes "
+                        f"with MD5 {found} instead of {md5}. It was not used; it is kept as "
+                        f"{rejected} for a look (some networks send a log-in page instead). "
+                        "Run again to try once more, or set SHIPYARD_DOWNLOAD=0."
+                    )
 
 
 def _size(path: Path) -> int:
