@@ -218,6 +218,15 @@ def test_a_solution_that_would_give_a_wrong_lab_is_refused(course, change, messa
         authoring.generate_lab(path)
 
 
+def test_without_nbgrader_the_message_says_how_to_install_it(course, monkeypatch):
+    path = course.solution()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(AuthoringError, match=r"pip install .*\[teach\]"):
+        authoring.generate_lab(path)
+    with pytest.raises(AuthoringError, match=r"pip install .*\[teach\]"):
+        authoring.grade(path, path.parent)
+
+
 def test_an_untouched_lab_is_written_anew_when_its_solution_changes(course):
     path = course.solution()
     labs = course.root / "labs"

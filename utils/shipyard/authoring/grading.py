@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shipyard.authoring.files import AuthoringError, read
+from shipyard.authoring.labs import require_nbgrader
 from shipyard.authoring.running import QUIET_KERNEL
 
 if TYPE_CHECKING:
@@ -53,15 +54,19 @@ class Score:
 
 
 def grade(path: Path | str, solutions: Path | str, timeout: float = 60) -> Score:
-    """Run the lab at ``path`` in a kernel of its own and score it; never raises for its content.
+    """Run the lab at ``path`` in a kernel of its own and score it; what is wrong with it is in the score.
 
     The locked cells, checks among them, are taken from the solution, so that an edited check
     counts for nothing and a deleted one comes back. A cell that runs longer than ``timeout``
     seconds, or kills the kernel, counts as failed; the rest is graded in a new kernel.
 
     The learner's code runs **unsandboxed**, with your rights.
+
+    Raises:
+        AuthoringError: nbgrader is not installed.
     """
     path = Path(path)
+    require_nbgrader()
     try:
         submission = read(path)
         solution = _find_solution(submission, path, Path(solutions))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ def generate_lab(solution_path: Path | str) -> NotebookNode:
     Raises:
         AuthoringError: the file is no solution, or its nbgrader metadata or markers are wrong.
     """
+    require_nbgrader()
     from nbgrader.preprocessors import (
         CheckCellMetadata,
         ClearHiddenTests,
@@ -51,6 +53,15 @@ def generate_lab(solution_path: Path | str) -> NotebookNode:
         raise AuthoringError(f"{path.name} gives no lab: {reason}.") from error
     lab.metadata["shipyard"] = {"solution": path.stem, "checksum": content_checksum(lab)}
     return normalise(lab)
+
+
+def require_nbgrader() -> None:
+    """Raise `AuthoringError` with the way to install it where nbgrader is missing."""
+    if importlib.util.find_spec("nbgrader") is None:
+        raise AuthoringError(
+            "Making and grading labs needs nbgrader, which is not installed here. Run: "
+            'pip install --constraint constraints.txt --editable ".[teach]"'
+        )
 
 
 def content_checksum(notebook: NotebookNode) -> str:

@@ -191,13 +191,13 @@ th, td { text-align: left; vertical-align: top; padding: .7rem .9rem; }
 th { font-size: .78rem; font-weight: 600; color: var(--dim); text-transform: uppercase;
   letter-spacing: .04em; white-space: nowrap; }
 tbody tr { border-top: 1px solid var(--line); }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td small { display: block; color: var(--dim); }
 .state { font-weight: 600; white-space: nowrap; }
 .passed { color: var(--good); } .failed, .interrupted { color: var(--bad); }
 .waiting, .running { color: var(--dim); }
 dl { margin: 0; display: grid; grid-template-columns: auto 1fr; gap: 0 .8rem; font-size: .9rem; }
-dt { color: var(--dim); } dd { margin: 0; font-variant-numeric: tabular-nums; }
+dt { color: var(--dim); } dd { margin: 0; white-space: nowrap; font-variant-numeric: tabular-nums; }
 pre { margin: 0; padding: .8rem .9rem; overflow-x: auto; font-size: .82rem; line-height: 1.45;
   border-left: 3px solid var(--bad); background: var(--paper); white-space: pre-wrap; }
 """
@@ -224,7 +224,7 @@ def write_index(results: list[SeriesResult], folder: Path, started: datetime) ->
 <p>{started:%Y-%m-%d %H:%M} UTC · {escape(summary)} · {seconds:.0f} s</p>
 <div class="table">
 <table>
-<thead><tr><th scope="col">Notebook</th><th scope="col">State</th><th scope="col">Seconds</th>
+<thead><tr><th scope="col">Notebook</th><th scope="col">State</th><th scope="col" class="number">Seconds</th>
 <th scope="col">Device</th><th scope="col">Profile</th><th scope="col">Dataset</th>
 <th scope="col">Key results</th></tr></thead>
 <tbody>
