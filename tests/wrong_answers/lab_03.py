@@ -316,7 +316,7 @@ def scales_by_the_whole_width(x, w_in, b_in, w_out, b_out, heads, mask=None):
 
 @MULTI_HEAD.fails_with("scale-missing")
 def does_not_scale_the_heads(x, w_in, b_in, w_out, b_out, heads, mask=None):
-    batch, time, _ = x.shape
+    batch, time, width = x.shape
     q, k, v = F.linear(x, w_in, b_in).chunk(3, dim=-1)
     q, k, v = (t.view(batch, time, heads, -1).transpose(1, 2) for t in (q, k, v))
     scores = q @ k.mT
