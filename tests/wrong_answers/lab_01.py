@@ -385,6 +385,19 @@ def repeats_the_edge(x, weight, bias=None, stride=1, padding=0, dilation=1, grou
     return convolve(x, weight, bias, stride, 0, dilation, groups)
 
 
+@CONV2D.fails_with("output-padded")
+def pads_the_output(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    return zero_pad(convolve(x, weight, bias, stride, 0, dilation, groups), padding)
+
+
+@CONV2D.fails_with("wrong-values")
+def returns_inside_the_loop(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    y = torch.zeros_like(convolve(x, weight, bias, stride, padding, dilation, groups))
+    for n in range(len(x)):
+        y[n] = convolve(x[n : n + 1], weight, bias, stride, padding, dilation, groups)[0]
+        return y
+
+
 @CONV2D.fails_with("last-window-missing")
 def stops_one_step_early(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     y = convolve(x, weight, bias, stride, padding, dilation, groups)
@@ -644,6 +657,22 @@ def crops_one_corner(grad_output, x, weight, stride=1, padding=0):
     return grad_x, grad_weight, grad_output.sum((0, 2, 3))
 
 
+@BACKWARD.fails_with("height-width-swapped")
+def crops_the_wrong_axes(grad_output, x, weight, stride=1, padding=0):
+    grad_x, grad_weight = scatter(grad_output, x, weight, stride, padding)
+    p_h, p_w = pair(padding)
+    grad_x = grad_x[:, :, p_w : grad_x.shape[2] - p_w, p_h : grad_x.shape[3] - p_h]
+    return grad_x, grad_weight, grad_output.sum((0, 2, 3))
+
+
+@BACKWARD.fails_with("weight-grad-of-one-image")
+def assigns_in_the_batch_loop(grad_output, x, weight, stride=1, padding=0):
+    grad_x, _, grad_bias = window_by_window(grad_output, x, weight, stride, padding)
+    for n in range(len(x)):
+        grad_weight = scatter(grad_output[[n]], x[[n]], weight, stride, padding)[1]
+    return grad_x, grad_weight, grad_bias
+
+
 @BACKWARD.fails_with("stride-holes-not-filled")
 def leaves_no_holes(grad_output, x, weight, stride=1, padding=0):
     _, grad_weight, grad_bias = window_by_window(grad_output, x, weight, stride, padding)
@@ -763,6 +792,20 @@ def takes_the_largest_magnitude(x, kernel_size, stride=None, padding=0):
 @MAX_POOL.fails_with("max-over-channels")
 def pools_the_channels_too(x, kernel_size, stride=None, padding=0):
     return pooled(x, kernel_size, stride, padding, -math.inf, lambda window: window.amax((1, 2, 3)))
+
+
+def split_wrongly(x, kernel_size, stride, padding, value):
+    """(batch, kernel, channels, height, width): im2col's rows, cut in the wrong order."""
+    p_h, p_w = pair(padding)
+    x = F.pad(x, (p_w, p_w, p_h, p_h), value=value)
+    columns = F.unfold(x, kernel_size, stride=stride or kernel_size)
+    height = (x.shape[2] - pair(kernel_size)[0]) // pair(stride or kernel_size)[0] + 1
+    return columns.unflatten(1, (-1, x.shape[1])).unflatten(3, (height, -1))
+
+
+@MAX_POOL.fails_with("channels-mixed")
+def views_kernel_before_channels(x, kernel_size, stride=None, padding=0):
+    return split_wrongly(x, kernel_size, stride, padding, -math.inf).amax(1)
 
 
 @MAX_POOL.fails_with("default-stride-one")
@@ -894,6 +937,18 @@ def averages_the_channels_too(x, kernel_size, stride=None, padding=0):
 def pads_with_infinity(x, kernel_size, stride=None, padding=0):
     padded = pooled(x, kernel_size, stride, padding, -math.inf, mean)
     return padded - padded + pooled(x, kernel_size, stride, padding, 0.0, mean)
+
+
+@AVG_POOL.fails_with("channels-mixed")
+def averages_across_channels(x, kernel_size, stride=None, padding=0):
+    return split_wrongly(x, kernel_size, stride, padding, 0.0).mean(1)
+
+
+@AVG_POOL.fails_with("wrong-values")
+def divides_with_two_slashes(x, kernel_size, stride=None, padding=0):
+    k_h, k_w = pair(kernel_size)
+    sums = pooled(x, kernel_size, stride, padding, 0.0, lambda window: window.sum((2, 3)))
+    return sums // (k_h * k_w)
 
 
 @AVG_POOL.fails_with("default-stride-one")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.grad import conv2d_input
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from shipyard.checks import Case, Mistake, Passed, compare, draws
 
@@ -268,6 +268,10 @@ def check_conv2d(candidate: Callable) -> Passed:
 
         return answer
 
+    def output_padded(*args, padding=0, **options):
+        p_h, p_w = _pair(padding)
+        return F.pad(F.conv2d(*args, **options), (p_w, p_w, p_h, p_h))
+
     draw = draws(3)
     return compare(
         candidate,
@@ -279,7 +283,7 @@ def check_conv2d(candidate: Callable) -> Passed:
             Case(draw(1, 3, 4, 4), draw(1, 3, 3, 3)),
             Case(draw(2, 3, 5, 4), draw(2, 3, 3, 2), draw(2)),
             Case(draw(1, 1, 7, 6), draw(1, 1, 3, 3), stride=2),
-            Case(draw(1, 1, 3, 3), draw(1, 1, 3, 3), padding=1),
+            Case((3 * draw(1, 1, 3, 3)).round(), (3 * draw(1, 1, 3, 3)).round(), padding=1),
             Case(draw(1, 2, 7, 8), draw(3, 2, 3, 2), dilation=2),
             Case(draw(1, 4, 3, 3), draw(4, 2, 2, 2), draw(4), groups=2),
             Case(draw(2, 3, 7, 5), draw(6, 1, 3, 3), groups=3),
@@ -388,6 +392,12 @@ def check_conv2d(candidate: Callable) -> Passed:
                 *map(bordered, ("replicate", "reflect", "circular")),
             ),
             Mistake(
+                "output-padded",
+                """You put the border of zeros around the output. Padding comes first: it is put
+                around x, so that the kernel also meets the pixels at the edge of the image.""",
+                output_padded,
+            ),
+            Mistake(
                 "last-window-missing",
                 """The last row and the last column of the output are missing. The kernel has a
                 first place before it takes any step: the count is steps + 1, as in output_size.
@@ -430,6 +440,11 @@ def check_conv2d_backward(candidate: Callable) -> Passed:
             wrong(grad_output),
         )
 
+    def one_image(chosen):
+        return lambda grad, x, right, stride, padding: conv2d_weight(
+            x[chosen], right.shape, grad[chosen], stride, padding
+        )
+
     def averaged(*args, **options):
         return tuple(grad / len(args[0]) for grad in reference(*args, **options))
 
@@ -443,6 +458,11 @@ def check_conv2d_backward(candidate: Callable) -> Passed:
 
     def padded_then_cropped(grad, x, weight, stride, padding):
         return padded(grad, x, weight, stride, padding)[:, :, : x.shape[2], : x.shape[3]]
+
+    def cropped_across(grad, x, weight, stride, padding):
+        p_w, p_h = padding
+        found = padded(grad, x, weight, stride, padding)
+        return found[:, :, p_h : found.shape[2] - p_h, p_w : found.shape[3] - p_w]
 
     def without_holes(grad, x, weight, stride, padding):
         return F.conv_transpose2d(grad, weight, None, 1, padding)
@@ -530,6 +550,13 @@ def check_conv2d_backward(candidate: Callable) -> Passed:
                 ),
             ),
             Mistake(
+                "weight-grad-of-one-image",
+                """grad_weight comes from one image only. All images of the batch share the weight,
+                so each of them adds to its gradient (+=, not =).""",
+                with_grad_weight(one_image(slice(-1, None))),
+                with_grad_weight(one_image(slice(0, 1))),
+            ),
+            Mistake(
                 "weight-grad-flipped",
                 """grad_weight is turned by 180 degrees. grad_weight[o, c, i, j] pairs
                 grad_output[n, o, h, w] with x[n, c, h + i, w + j], with plus signs, as in the
@@ -564,6 +591,12 @@ def check_conv2d_backward(candidate: Callable) -> Passed:
                 and has no gradient to hand on: cut padding rows and columns off all four sides.""",
                 with_grad_x(padded),
                 with_grad_x(padded_then_cropped),
+            ),
+            Mistake(
+                "height-width-swapped",
+                """You cut padding off the wrong axes. The first number of the pair is for the
+                rows (axis 2), the second for the columns (axis 3).""",
+                with_grad_x(cropped_across),
             ),
             Mistake(
                 "stride-holes-not-filled",
@@ -744,6 +777,14 @@ def _check_pooling(
             sides += [before, before + missing]
         return truth(F.pad(x, sides, value=border), kernel_size, stride)
 
+    def channels_mixed(x, *, kernel_size, stride=None, padding=0):
+        (k_h, k_w), (p_h, p_w) = _pair(kernel_size), _pair(padding)
+        right = truth(x, kernel_size, stride, padding)
+        x = F.pad(x, (p_w, p_w, p_h, p_h), value=border)
+        rows = F.unfold(x, kernel_size, stride=stride or kernel_size)
+        rows = rows.reshape(len(x), k_h * k_w, x.shape[1], -1)
+        return (rows.mean(1) if border == 0 else rows.amax(1)).reshape(right.shape)
+
     draw = draws(5)
     return compare(
         candidate,
@@ -763,6 +804,13 @@ def _check_pooling(
         ],
         mistakes=[
             *mistakes,
+            Mistake(
+                "channels-mixed",
+                """Your windows hold elements of several channels. If they come from im2col or
+                unfold: there the channel is the outermost part of a row, so split the rows into
+                (channels, k_h · k_w), in this order.""",
+                channels_mixed,
+            ),
             Mistake(
                 "default-stride-one",
                 """Without a stride your window moves one element at a time. In pooling,
