@@ -535,6 +535,27 @@ def test_a_series_goes_on_after_a_failure_and_shows_everything_on_one_page(cours
         assert (tmp_path / "out" / f"{name}.ipynb").is_file()
 
 
+@pytest.mark.slow
+def test_outputs_are_saved_only_into_the_notebook_that_was_run(course, tmp_path):
+    path = course.lesson("01_shown", "print('o' + 'k')")
+    (result,) = authoring.run_series([path], tmp_path / "out", environment={"PROFILE": "full"})
+    authoring.save_outputs(result)
+    saved = authoring.read(path)
+    assert saved.cells[2].outputs[0].text == "ok\n"
+    assert not authoring.normalise_file(path, check=True)
+
+    saved.cells[2].source = "print('edited meanwhile')"
+    authoring.write(saved, path)
+    with pytest.raises(AuthoringError, match="differs from what was run"):
+        authoring.save_outputs(result)
+    assert authoring.read(path).cells[2].source == "print('edited meanwhile')"
+
+
+def test_outputs_of_a_failed_run_are_not_saved(course):
+    with pytest.raises(AuthoringError, match="not saved"):
+        authoring.save_outputs(SeriesResult(course.good_lesson(), "failed"))
+
+
 def test_a_series_checks_every_parameter_before_the_first_run(course, tmp_path):
     paths = [course.good_lesson(), course.lesson("02_other", "x = 1")]
     with pytest.raises(AuthoringError, match="No notebook has the parameter 'EPOCH'"):

@@ -79,6 +79,9 @@ def run(
     timeout: Annotated[
         float | None, typer.Option(min=1, help="Seconds that one cell may take.")
     ] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Write the outputs back into the notebooks.")
+    ] = False,
 ) -> None:
     """Run a lesson, or all of them, without a browser.
 
@@ -119,6 +122,10 @@ def run(
         typer.echo(f"\n{message}", err=True)
     typer.echo(f"\n{len(results) - len(failures)} of {len(results)} passed. "
                f"Results: {folder / 'index.html'}")  # fmt: skip
+    for result in results:
+        if save and result.state == "passed":
+            authoring.save_outputs(result)
+            typer.echo(f"Outputs saved: {result.path}")
     if failures:
         raise typer.Exit(1)
 

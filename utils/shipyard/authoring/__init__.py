@@ -15,7 +15,14 @@ from shipyard.authoring.running import (
     parse_parameter,
     run_notebook,
 )
-from shipyard.authoring.series import SeriesResult, failures, run_folder, run_series, write_index
+from shipyard.authoring.series import (
+    SeriesResult,
+    failures,
+    run_folder,
+    run_series,
+    save_outputs,
+    write_index,
+)
 
 __all__ = [
     "AuthoringError",
@@ -37,6 +44,7 @@ __all__ = [
     "run_folder",
     "run_notebook",
     "run_series",
+    "save_outputs",
     "to_text",
     "write",
     "write_index",

@@ -54,7 +54,7 @@ class Score:
 
 
 def grade(path: Path | str, solutions: Path | str, timeout: float = 60) -> Score:
-    """Run the lab at ``path`` in a kernel of its own and score it; what is wrong with it is in the score.
+    """Run the lab at ``path`` in a kernel of its own and score it; its faults are in the score.
 
     The locked cells, checks among them, are taken from the solution, so that an edited check
     counts for nothing and a deleted one comes back. A cell that runs longer than ``timeout``

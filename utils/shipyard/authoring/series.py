@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from shipyard.authoring.files import AuthoringError, read
+from shipyard.authoring.files import AuthoringError, normalise, read, write
 from shipyard.authoring.running import known_parameters, parse_parameters, run_notebook
 
 KEY_RESULTS = 6
@@ -147,6 +147,24 @@ def _run_one(
         tell(result, 1, 1)
 
 
+def save_outputs(result: SeriesResult) -> None:
+    """Write the outputs of a passed run back into its notebook, in the committed form.
+
+    Raises:
+        AuthoringError: the run did not pass, or its cells are not those of the notebook now:
+            it was edited meanwhile, or run with parameters. Nothing was written.
+    """
+    if result.state != "passed":
+        raise AuthoringError(f"{result.name} {result.state}; its outputs are not saved.")
+    executed = normalise(read(result.output))
+    if [c.source for c in executed.cells] != [c.source for c in read(result.path).cells]:
+        raise AuthoringError(
+            f"{result.path} differs from what was run: it was edited meanwhile, or run with -p. "
+            f"Its outputs are not saved; the executed copy is {result.output}."
+        )
+    write(executed, result.path)
+
+
 def _record(path: Path, since: float) -> dict[str, Any]:
     """The result file that a notebook wrote in this run, or nothing."""
     try:
@@ -224,7 +242,8 @@ def write_index(results: list[SeriesResult], folder: Path, started: datetime) ->
 <p>{started:%Y-%m-%d %H:%M} UTC · {escape(summary)} · {seconds:.0f} s</p>
 <div class="table">
 <table>
-<thead><tr><th scope="col">Notebook</th><th scope="col">State</th><th scope="col" class="number">Seconds</th>
+<thead><tr><th scope="col">Notebook</th><th scope="col">State</th>
+<th scope="col" class="number">Seconds</th>
 <th scope="col">Device</th><th scope="col">Profile</th><th scope="col">Dataset</th>
 <th scope="col">Key results</th></tr></thead>
 <tbody>
