@@ -290,7 +290,7 @@ def optimizer_explorer() -> Explorer:
         return figure, walk_text(surface.value, points)
 
     panel = [surface, optimizer, *sliders.values()]
-    explorer = Explorer("shipyard-optimizer-explorer", sliders, redraw, panel)
+    explorer = Explorer("shipyard-optimizer-explorer", dict(sliders), redraw, panel)
 
     def choose(change) -> None:
         """A rate that is good for one optimizer on one surface is seldom good for another."""
