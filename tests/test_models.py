@@ -120,7 +120,6 @@ def test_placement_check_catches_a_tensor_that_is_made_inside_forward():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 @pytest.mark.parametrize("network", NETWORKS)
 def test_placement_on_a_real_gpu_gives_the_cpu_result(network):
     model = network().eval()

@@ -535,29 +535,36 @@ def test_a_resume_with_other_settings_is_refused_and_says_which(tmp_path, change
     assert_same_weights(before, model)
 
 
-def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, capsys):
-    class Interrupting(list):
-        def __init__(self, batches, at):
-            super().__init__(batches)
-            self.at = at
+class Interrupting(list):
+    """Batches, with a Ctrl-C before batch number ``at``, counted over all epochs."""
 
-        def __iter__(self):
-            for i, batch in enumerate(super().__iter__()):
-                if i == self.at:
-                    signal.raise_signal(signal.SIGINT)
-                yield batch
+    def __init__(self, batches, at):
+        super().__init__(batches)
+        self.at, self.count = at, 0
 
+    def __iter__(self):
+        for batch in super().__iter__():
+            if self.count == self.at:
+                signal.raise_signal(signal.SIGINT)
+            self.count += 1
+            yield batch
+
+
+@pytest.mark.parametrize("at", [0, 3, 5, 11], ids="before the {}th batch".format)
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, at):
     path = tmp_path / "run.pt"
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match=r"after step 4 of 12.*call fit again"):
-        fit(small_model(), Interrupting(small_loader(), at=3), checkpoint=path)
+    step = at + 1
+    with pytest.raises(KeyboardInterrupt, match=rf"after step {step} of 12.*call fit again"):
+        fit(small_model(), Interrupting(small_loader(), at), checkpoint=path)
     assert signal.getsignal(signal.SIGINT) is handler
-    assert training.load_checkpoint(path)["position"]["step"] == 4
+    assert training.load_checkpoint(path)["position"]["step"] == step
     resumed = small_model()
-    fit(resumed, Interrupting(small_loader(), at=None), checkpoint=path)
+    history = fit(resumed, small_loader(), checkpoint=path)
     whole = small_model()
     fit(whole, small_loader())
     assert_same_weights(whole, resumed)
+    assert [row["step"] for row in history.rows] == [6, 12]
 
 
 def test_a_second_ctrl_c_stops_at_once_without_saving(tmp_path):
@@ -614,7 +621,6 @@ def test_a_training_killed_inside_an_epoch_ends_at_the_same_weights(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_a_resume_on_a_gpu_ends_at_the_same_weights(tmp_path):
     whole = small_model()
     fit(whole, FromTorch(), device="cuda")

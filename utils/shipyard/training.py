@@ -183,8 +183,9 @@ def fit(
     With ``checkpoint``, a training that stopped for whatever reason goes on when `fit` is called
     again with the same arguments, from the last saved step, inside an epoch too. It then ends at
     the very same weights, bit for bit, on the same kind of device with the same number of
-    threads: the file holds the model, the optimizer, the scheduler, the position, the history
-    and torch's random state, and the loader repeats the order of its epoch.
+    threads (a GPU also needs ``torch.use_deterministic_algorithms(True)``): the file holds the
+    model, the optimizer, the scheduler, the position, the history and torch's random state, and
+    the loader repeats the order of its epoch.
 
     Args:
         model: maps inputs to outputs.
@@ -243,6 +244,12 @@ def fit(
             _require_finite(model, position)
             save_checkpoint(checkpoint, state())
 
+    def unfinished() -> bool:
+        """Steps are left, or the row of an epoch whose last step was saved."""
+        return position.epoch < epochs and (
+            position.step < last_step or position.batch == len(loader)
+        )
+
     def stop_if(requested: bool) -> None:
         if requested:
             save()
@@ -264,7 +271,7 @@ def fit(
             position = Position(**saved["position"])
             history = History.from_dict(saved["history"])
             epoch_random, resumed_random = saved["epoch_random"], saved["random"]
-            if position.step >= last_step:
+            if not unfinished():
                 if progress:
                     tqdm.write(f"{checkpoint} holds all {position.step} steps: nothing to do.")
                 return history
@@ -275,7 +282,7 @@ def fit(
         if progress and position.step:
             bar.write(f"going on from step {position.step} of {last_step} ({checkpoint})")
         with bar:
-            while position.step < last_step and position.epoch < epochs:
+            while unfinished():
                 bar.set_description(f"epoch {position.epoch + 1}/{epochs}", refresh=False)
                 _set_epoch(loader, position.epoch)
                 if resumed_random is not None:
