@@ -60,7 +60,8 @@ class Passed:
     cases: int
 
     def __repr__(self) -> str:
-        return f"✓ {self.task}: correct in all {self.cases} cases."
+        cases = f"all {self.cases} cases" if self.cases != 1 else "its one case"
+        return f"✓ {self.task}: correct in {cases}."
 
     def _repr_html_(self) -> str:
         return f"<span style='color:#009E73'>✓</span> {html.escape(repr(self)[2:])}"
