@@ -1,9 +1,12 @@
-"""The networks of the series, all for 10 classes of 32×32 colour images."""
+"""The networks of the series: for 10 classes of 32×32 colour images, and for text."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from shipyard import attention
 
 
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
@@ -81,3 +84,91 @@ class SmallConvNet(nn.Module):
         x = self.features(x)  # (batch, 4w, 4, 4) for 32×32 images
         x = x.mean(dim=(2, 3))  # global average pooling: (batch, 4w)
         return self.head(self.dropout(x))
+
+
+class TransformerBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)), with rotary positions and a causal mask.
+
+    The norm stands before each part, as in GPT-2, so that the sums form one straight path from
+    input to output. ``mlp`` is two linear layers, four times as wide inside, with a GELU.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.to_out = nn.Linear(width, width, bias=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(
+        self, x: Tensor, cache: attention.KeyValueCache | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map x (batch, time, width) to (x', weights (batch, heads, time, past + time))."""
+        past, time = cache.length if cache else 0, x.shape[1]
+        positions = torch.arange(past, past + time, device=x.device)
+        query, key, value = (
+            attention.split_heads(part, self.heads)  # (batch, heads, time, d)
+            for part in self.to_qkv(self.norm_attention(x)).chunk(3, dim=-1)
+        )
+        query = attention.rotary_encoding(query, positions)
+        key = attention.rotary_encoding(key, positions)
+        if cache is not None:
+            key, value = cache.append(key, value)
+        mask = attention.causal_mask(time, past + time, device=x.device)
+        weights = attention.attention_weights(query, key, mask)
+        x = x + self.to_out(attention.merge_heads(weights @ value))
+        return x + self.mlp(self.norm_mlp(x)), weights
+
+
+class CharTransformer(nn.Module):
+    """A decoder-only Transformer: tokens so far → scores for the next token, at each position.
+
+    Shapes: tokens (batch, time), int64 → embedding (batch, time, width) → blocks → norm →
+    logits (batch, time, vocabulary). The output layer is the embedding's transpose.
+
+    Args:
+        vocabulary: the number of different tokens.
+        width: numbers per position; ``heads`` must divide it, into an even share.
+        heads: attention heads in each block.
+        layers: the number of blocks.
+
+    Source: A. Radford et al., "Language models are unsupervised multitask learners" (GPT-2),
+    2019, here with rotary positions and without dropout.
+    """
+
+    def __init__(self, vocabulary: int, width: int = 128, heads: int = 4, layers: int = 2) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        nn.init.normal_(self.embedding.weight, std=0.02)  # as GPT-2: logits start near zero
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+
+    def new_caches(self) -> list[attention.KeyValueCache]:
+        """One empty cache for each block, to be handed to `forward` call after call."""
+        return [attention.KeyValueCache() for _ in self.blocks]
+
+    def forward(
+        self, tokens: Tensor, caches: list[attention.KeyValueCache] | None = None
+    ) -> Tensor:
+        """Map tokens (batch, time) to logits (batch, time, vocabulary).
+
+        With ``caches``, ``tokens`` are only the new ones, which follow those already cached.
+        """
+        return self._run(tokens, caches)[0]
+
+    def attention_maps(self, tokens: Tensor) -> Tensor:
+        """Who looks where: (layers, batch, heads, time, time), each row adds up to one."""
+        return torch.stack(self._run(tokens)[1])
+
+    def _run(
+        self, tokens: Tensor, caches: list[attention.KeyValueCache] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        x = self.embedding(tokens)  # (batch, time, width)
+        maps = []
+        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
+            x, weights = block(x, cache)
+            maps.append(weights)
+        return F.linear(self.norm(x), self.embedding.weight), maps
