@@ -105,9 +105,6 @@ def descends_in_place_on_copies(params, grads, state, lr):
     return new, {}
 
 
-add_slips(GRADIENT_DESCENT, descends_with_a_loop, has_memory=False)
-
-
 @GRADIENT_DESCENT.fails_with("ascent")
 def climbs(params, grads, state, lr):
     return [p + lr * g for p, g in zip(params, grads, strict=True)], None
@@ -181,9 +178,6 @@ def momentum_from_all_gradients(params, grads, state, lr, momentum=0.9):
         v = sum(momentum ** (len(past) - 1 - k) * past[k][i] for k in range(len(past)))
         new.append(p - lr * v)
     return new, past
-
-
-add_slips(SGD_MOMENTUM, momentum_with_a_loop)
 
 
 @SGD_MOMENTUM.fails_with("ascent")
@@ -292,9 +286,6 @@ def nesterov_written_out(params, grads, state, lr, momentum=0.9):
     return new, [momentum * v + g for v, g in zip(v, grads, strict=True)]
 
 
-add_slips(NESTEROV, nesterov_with_a_loop)
-
-
 def nesterov_that(direction, velocity=lambda v, g, μ: μ * v + g):
     def step(params, grads, state, lr, momentum=0.9):
         old = zeros(params) if state is None else state
@@ -371,9 +362,6 @@ def adagrad_scales_lr(params, grads, state, lr, eps=1e-10):
     G = [G + g.square() for G, g in zip(G, grads, strict=True)]
     rates = [lr / (eps + G**0.5) for G in G]
     return [p - rate * g for p, rate, g in zip(params, rates, grads, strict=True)], G
-
-
-add_slips(ADAGRAD, adagrad_with_a_loop)
 
 
 def adagrad_that(
@@ -492,9 +480,6 @@ def rmsprop_by_the_difference(params, grads, state, lr, alpha=0.99, eps=1e-8):
         torch.addcdiv(p, g, v.sqrt() + eps, value=-lr)
         for p, g, v in zip(params, grads, v, strict=True)
     ], v
-
-
-add_slips(RMSPROP, rmsprop_with_a_loop)
 
 
 def rmsprop_that(
@@ -622,9 +607,6 @@ def adam_as_torch_writes_it(params, grads, state, lr, betas=(0.9, 0.999), eps=1e
     size = lr / (1 - beta1**n)
     denominators = [v.sqrt() / math.sqrt(1 - beta2**n) + eps for v in v]
     return [p - size * m / d for p, m, d in zip(params, m, denominators, strict=True)], (t, m, v)
-
-
-add_slips(ADAM, adam_with_a_loop)
 
 
 def adam_that(direction=None, moments=None, steps=lambda t: t + 1):
@@ -845,9 +827,6 @@ def adamw_decays_by_the_old_weights_at_the_end(
 ):
     new, state = adam_as_torch_writes_it(params, grads, state, lr, betas, eps)
     return [n - lr * weight_decay * p for n, p in zip(new, params, strict=True)], state
-
-
-add_slips(ADAMW, adamw_by_adam)
 
 
 @ADAMW.fails_with("ascent")
@@ -1286,3 +1265,14 @@ def scales_in_place(grads, max_norm):
 @CLIP_GRAD_NORM.fails_with("wrong-type")
 def returns_the_gradients_alone(grads, max_norm):
     return dict(enumerate(clips_with_a_number(grads, max_norm)[0]))
+
+
+# --- slips that can happen with any step ---------------------------------------------------------
+
+add_slips(GRADIENT_DESCENT, descends_with_a_loop, has_memory=False)
+add_slips(SGD_MOMENTUM, momentum_with_a_loop)
+add_slips(NESTEROV, nesterov_with_a_loop)
+add_slips(ADAGRAD, adagrad_with_a_loop)
+add_slips(RMSPROP, rmsprop_with_a_loop)
+add_slips(ADAM, adam_with_a_loop)
+add_slips(ADAMW, adamw_by_adam)
