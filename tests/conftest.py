@@ -56,7 +56,7 @@ def root() -> Path:
     return ROOT
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def chromium() -> str:
     """The browser's path; tests marked ``browser`` are skipped where there is none."""
     found = find_chromium()

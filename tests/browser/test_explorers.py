@@ -104,11 +104,9 @@ def wait_for_server(url: str, server: subprocess.Popen, log: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[playwright.Browser]:
-    from conftest import find_chromium
-
+def browser(chromium: str) -> Iterator[playwright.Browser]:
     with playwright.sync_playwright() as api:
-        running = api.chromium.launch(executable_path=find_chromium(), args=QUIET)
+        running = api.chromium.launch(executable_path=chromium, args=QUIET)
         yield running
         running.close()
 
