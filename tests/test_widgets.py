@@ -108,7 +108,7 @@ def test_pooling_text_names_the_window_that_torch_pools(mode, position):
     function = F.max_pool2d if mode == "max" else F.avg_pool2d
     expected = function(grid[None], 3, 3, 1)[0].flatten()[position].item()
     text = widgets.pooling_text(grid, mode, 3, 3, 1, position)
-    assert text.startswith(f"window {position + 1} of 9: {mode} of (")
+    assert text.startswith(f"position {position} (of 0 to 8): {mode} of (")
     assert float(text.split("\n")[0].split("= ")[1].replace("−", "-")) == pytest.approx(
         expected, abs=0.005
     )
@@ -240,7 +240,7 @@ def test_the_position_slider_ends_at_the_last_window():
     explorer.controls["position"].value = 15
     explorer.controls["stride"].value = 4
     assert explorer.controls["position"].max == explorer.controls["position"].value == 3
-    assert words(explorer.readout).strip().startswith("window 4 of 4")
+    assert words(explorer.readout).strip().startswith("position 3 (of 0 to 3)")
 
 
 def test_an_error_in_the_code_is_shown_and_raised():

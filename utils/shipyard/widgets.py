@@ -316,7 +316,7 @@ def pooling_text(
     inside = padded[top : top + kernel_size, left : left + kernel_size].flatten()
     values = ", ".join(plots.number(value) for value in inside)
     return (
-        f"window {position + 1} of {pooled.numel()}: {mode} of ({values}) = "
+        f"position {position} (of 0 to {pooled.numel() - 1}): {mode} of ({values}) = "
         f"{plots.number(pooled[row, column])}\n"
         f"output height: {size_formula(grid.shape[0], kernel_size, stride, padding)}"
     )
