@@ -82,8 +82,8 @@ def test_gate_activity_has_the_hidden_states_of_torchs_layer(bias):
 
 
 def test_the_liveliest_units_come_first():
-    c = torch.tensor([[0.0, 5.0, 1.0], [1.0, 5.0, -9.0]])
-    assert recurrent_widgets.liveliest_units({"c": c}, 2) == [2, 0]
+    h = torch.tensor([[0.0, 0.9, 0.1], [0.1, 0.9, -0.9]])
+    assert recurrent_widgets.liveliest_units({"h": h}, 2) == [2, 0]
 
 
 def reader(hidden=6):

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shipyard import text
+from shipyard.runtime import ShipyardError
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_another_process_reads_the_same_text_and_imports_no_documented_module(co
 def test_a_python_without_documentation_is_an_error_that_says_so(monkeypatch):
     monkeypatch.setattr(text, "_topics", lambda: iter(()))
     monkeypatch.setattr(text, "MODULES", "")
-    with pytest.raises(RuntimeError, match=r"without its documentation.*full installation"):
+    with pytest.raises(ShipyardError, match=r"without its documentation.*full installation"):
         text.load_corpus.__wrapped__()
 
 

@@ -151,8 +151,8 @@ def gate_activity(
 
 
 def liveliest_units(activity: dict[str, Tensor], count: int) -> list[int]:
-    """The ``count`` units whose cell state changes most over the sentence, most lively first."""
-    spread = activity["c"].std(dim=0, correction=0)
+    """The ``count`` units whose hidden state varies most over the sentence, most lively first."""
+    spread = activity["h"].std(dim=0, correction=0)
     return spread.argsort(descending=True, stable=True)[:count].tolist()
 
 

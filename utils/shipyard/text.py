@@ -26,6 +26,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from shipyard.runtime import ShipyardError
+
 # Standard modules with long doc strings, that Python 3.11 and every later version have.
 MODULES = (
     "argparse ast bdb calendar code codecs collections configparser contextlib copy csv ctypes "
@@ -62,13 +64,13 @@ def load_corpus() -> Corpus:
     Every tenth section is held out, whole, so that validation text was never seen in training.
 
     Raises:
-        RuntimeError: this Python comes without its documentation or its sources.
+        ShipyardError: this Python comes without its documentation or its sources.
     """
     seen: set[str] = set()
     sections = [_prose(text, seen) for text in (*_topics(), *_doc_strings())]
     sections = [section for section in sections if section]
     if sum(map(len, sections)) < 100_000:
-        raise RuntimeError(
+        raise ShipyardError(
             "This Python comes without its documentation: pydoc_data.topics and the sources of "
             "the standard library hold next to no text. Use a full installation of Python "
             "(python.org, conda, or your system's package with the standard library)."
