@@ -166,7 +166,9 @@ def draw_surface(axis: Axes, name: str) -> None:
     """A surface from above, darker where it is higher, with stars at its minima."""
     window = SURFACES[name].window
     # A ready picture: contourf would take longer than all the rest of an explorer's figure.
-    axis.imshow(_levels(name), cmap="Greys", vmax=26, extent=window, origin="lower", aspect="auto")
+    axis.imshow(
+        _levels(name).numpy(), cmap="Greys", vmax=26, extent=window, origin="lower", aspect="auto"
+    )
     axis.plot(*zip(*SURFACES[name].minima, strict=True), "*", color=plots.GREEN, ms=13, zorder=5)
     x_from, x_to, y_from, y_to = window
     axis.set_xticks(range(math.ceil(x_from), math.floor(x_to) + 1))
