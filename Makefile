@@ -10,8 +10,9 @@ JOBS ?= 2
 # Jupyter refuses to run as root, which is the usual user in a container, unless it is told to.
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 # One thread for each test process: $(JOBS) processes share the cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
-NBVAL := $(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=300
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(JOBS)
+# The cells of a notebook need one kernel, so a file stays with one process.
+NBVAL := $(PYTEST) --dist=loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300
 
 .PHONY: help lab run test check format labs constraints device clean
 
@@ -59,11 +60,11 @@ run: device
 check: $(VENV)/.test device
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(PYTEST) -m "not slow and not browser"
+	$(PYTEST) --dist=worksteal -m "not slow and not browser"
 
 test: check
 	@echo "==> Slow tests: kills and restarts, grading, papermill, the browser"
-	$(PYTEST) -m "slow or browser"
+	$(PYTEST) --dist=worksteal -m "slow or browser"
 	@echo "==> Every lesson and every solution, cell by cell"
 	$(NBVAL) notebooks solutions
 	$(BIN)/shipyard labs --check

@@ -27,6 +27,7 @@ def check_of(lab, name):
     return getattr(LABS[lab], f"check_{name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lab", "name", "wrong"), WRONG)
 def test_a_wrong_answer_fails_with_its_diagnosis(lab, name, wrong):
     function, diagnosis = BANKS[lab].TASKS[name].wrong[wrong]
@@ -36,6 +37,7 @@ def test_a_wrong_answer_fails_with_its_diagnosis(lab, name, wrong):
     assert name in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lab", "name", "form"), CORRECT)
 def test_another_correct_form_passes(lab, name, form):
     result = check_of(lab, name)(BANKS[lab].TASKS[name].correct[form])

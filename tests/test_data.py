@@ -438,8 +438,8 @@ def test_a_changed_source_is_decoded_again(tmp_path):
 def test_writing_into_the_tensors_does_not_reach_the_cache(tmp_path):
     written = write_zip(tmp_path / "data" / "cifar10-images.zip")
     load_cifar10(verbose=False).train.images.zero_()
-    warnings.simplefilter("error")  # pytest restores it; a cache that had to be mended warns
-    assert same_as_tree(load_cifar10(verbose=False), written)
+    with warnings.catch_warnings(action="error"):  # a cache that had to be mended warns
+        assert same_as_tree(load_cifar10(verbose=False), written)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "gone"])
@@ -881,6 +881,7 @@ def test_the_stand_in_has_the_form_of_cifar10(stand_in):
     torch.testing.assert_close(mean, torch.full((3,), 0.5), atol=0.05, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_stand_in_is_the_same_every_time_and_in_every_process():
     program = (
         "import hashlib; from shipyard import data; d = data.generate_stand_in(300, 100, 5);"
@@ -916,12 +917,14 @@ def accuracy_of(model: nn.Module, stand_in: data.Cifar10, epochs: int, lr: float
     return (predicted == stand_in.test.labels).float().mean().item()
 
 
+@pytest.mark.slow
 def test_a_linear_model_does_badly_on_the_stand_in(stand_in):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
     assert accuracy_of(model, stand_in, epochs=3, lr=1e-3) < 0.45
 
 
+@pytest.mark.slow
 def test_a_small_cnn_does_well_on_the_stand_in_in_two_epochs(stand_in):
     torch.manual_seed(0)
     layers = []

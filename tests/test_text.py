@@ -50,6 +50,7 @@ def test_no_paragraph_of_the_validation_text_is_in_the_training_text(corpus):
     assert not set(paragraphs(corpus.validation)) & set(paragraphs(corpus.train))
 
 
+@pytest.mark.slow
 def test_another_process_reads_the_same_text_and_imports_no_documented_module(corpus):
     code = (
         "import hashlib, sys; from shipyard import text; before = set(sys.modules); "

@@ -602,6 +602,7 @@ def kill_when_saved(worker, checkpoint, step, seconds=120):
     raise AssertionError(f"no checkpoint at step {step} within {seconds} s")
 
 
+@pytest.mark.slow
 def test_a_training_killed_inside_an_epoch_ends_at_the_same_weights(tmp_path):
     checkpoint, result = tmp_path / "run.pt", tmp_path / "result.pt"
     position = kill_when_saved(start_worker(checkpoint, result), checkpoint, step=65)
