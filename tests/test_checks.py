@@ -115,6 +115,15 @@ def test_a_pass_is_one_friendly_line():
     assert "\n" not in repr(result)
 
 
+def test_a_stub_that_the_answer_calls_is_named():
+    def add(x, y):
+        raise NotImplementedError("Write this function, then run the check below.")
+
+    failure = failure_of(lambda x, plus=0: add(x, x) + plus)
+    assert failure.diagnosis == "not-implemented"
+    assert "double calls add, which is not written yet" in str(failure)
+
+
 def test_the_message_shows_the_call_the_shapes_and_both_values():
     message = str(failure_of(lambda x, plus=0: 2 * x + 1 + plus))
     assert "3 of 3 cases fail. The first is case 1" in message

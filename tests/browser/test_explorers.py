@@ -39,8 +39,12 @@ EXPLORERS = {
         "shipyard-pooling-explorer",
         "shipyard-output-size-explorer",
     ),
+    "02_gated_recurrent_cells": ("shipyard-lstm-step-explorer", "shipyard-sentence-explorer"),
+    "03_attention": ("shipyard-attention-explorer",),
+    "04_optimizers": ("shipyard-optimizer-explorer",),
 }
 SLIDER = "xpath=ancestor::*[contains(@class,'widget-slider')]"
+TRACK = "xpath=ancestor::*[contains(@class,'noUi-target')]"
 MINUTE = 60_000  # milliseconds
 
 
@@ -208,7 +212,11 @@ def drive(explorer: playwright.Locator, css_class: str) -> None:
             explorer.page.wait_for_timeout(50)
         raise AssertionError(f"{css_class}: the slider {label!r} changes nothing on {key}")
 
-    handles = explorer.locator(".noUi-handle").all()
+    handles = [
+        handle
+        for handle in explorer.locator(".noUi-handle").all()
+        if handle.locator(TRACK).get_attribute("disabled") is None
+    ]
     assert handles
     seen = [state()]
     for handle in handles:

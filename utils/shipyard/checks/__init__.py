@@ -291,8 +291,10 @@ def _explain_error(error: Exception, task: str) -> tuple[str, str]:
     lines = [f for f in frames if f.line and not f.filename.startswith(_LIBRARIES)]
     # torch raises NotImplementedError too, for an operation that a type or a device lacks
     if isinstance(error, NotImplementedError) and (not lines or lines[-1].line[:5] == "raise"):
+        # a finished function may call one of an earlier task that is still a stub
+        unwritten = f"{task} calls {lines[-1].name}, which" if len(lines) > 1 else task
         return "not-implemented", (
-            f"{task} is not written yet: it raises NotImplementedError.\n"
+            f"{unwritten} is not written yet: it raises NotImplementedError.\n"
             "Replace that line by your code, run the cell, then run this check again."
         )
     text = f"It raised {type(error).__name__}: {error}"
