@@ -242,9 +242,10 @@ def sentence_explorer(
         if not written:
             raise ValueError("Type at least one character, then press Enter.")
         activity = read(written)
-        figure = sentence_figure(
-            written, activity, controls["quantity"].value, controls["units"].value
-        )
-        return figure, sentence_text(written, activity)
+        quantity, units = controls["quantity"].value, controls["units"].value
+        figure = sentence_figure(written, activity, quantity, units)
+        shown = min(units, activity["f"].shape[1])
+        text = f"{quantity}: the {shown} units, of {activity['f'].shape[1]}, that change most\n"
+        return figure, text + sentence_text(written, activity)
 
     return Explorer("shipyard-sentence-explorer", controls, redraw)
