@@ -574,7 +574,7 @@ BAD_NOTEBOOKS = {
     machine_paths: [
         lesson(shown("open('/home/me/data')")),
         lesson(shown("f()", text="saved to /tmp/x1/model.onnx")),
-        lesson(new_markdown_cell("See /work/main.")),
+        lesson(new_markdown_cell("See /home/reader/course.")),
     ],
     too_large: [lesson(shown("f()", text="x" * 1_600_000))],
 }  # fmt: skip
