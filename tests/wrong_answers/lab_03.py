@@ -53,6 +53,14 @@ def divides_by_the_root_of_the_number_of_keys(query, key, value, mask=None):
     return F.softmax(scores, dim=-1) @ value
 
 
+@ATTENTION.fails_with("scale-wrong")
+def divides_by_the_root_of_the_size_of_a_value(query, key, value, mask=None):
+    scores = query @ key.mT / math.sqrt(value.size(-1))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return F.softmax(scores, dim=-1) @ value
+
+
 @ATTENTION.fails_with("softmax-over-queries")
 def normalises_the_columns(query, key, value, mask=None):
     scores = query @ key.mT / math.sqrt(query.size(-1))

@@ -63,11 +63,14 @@ def check_scaled_dot_product_attention(candidate: Callable) -> Passed:
                 "scale-wrong",
                 """The scores are scaled, but not by 1/√d, where d is the last size of query and
                 key. It is the root (the standard deviation of a score, not its variance), it
-                divides, and the number of keys plays no part.""",
+                divides, and neither the number of keys nor the size of a value plays a part.""",
                 formula(scale=lambda q, k: 1 / q.shape[-1]),
                 formula(scale=lambda q, k: math.sqrt(q.shape[-1])),
                 formula(scale=lambda q, k: 1 / math.sqrt(k.shape[-2])),
                 formula(scale=lambda q, k: 1 / math.sqrt(q.shape[-2])),
+                lambda query, key, value, mask=None: formula(
+                    scale=lambda q, k: 1 / math.sqrt(value.shape[-1])
+                )(query, key, value, mask),
             ),
             Mistake(
                 "softmax-over-queries",
