@@ -54,7 +54,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "models": (MATHEMATICS, {"torch"}),
     "training": ({"runtime", "metrics"}, {"torch", "filelock", "tqdm"}),
     "metrics": ({"runtime"}, {"torch", "tqdm"}),
-    "distributed": ({"runtime", "training"}, {"torch"}),
+    "recipes": ({"runtime", "data", "models", "training", "metrics"}, {"torch", "tqdm"}),
+    "distributed": ({"runtime", "training", "distributed"}, {"torch"}),
     "pruning": ({"runtime", "metrics"}, {"torch"}),
     "distillation": ({"runtime", "metrics"}, {"torch"}),
     "quantization": ({"runtime", "metrics"}, {"torch", "torchao", "onnx", "onnxruntime"}),
@@ -70,6 +71,10 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "checks": ({"checks"}, {"torch", "numpy"}),
     "authoring": ({"authoring"}, {"nbformat", "nbclient", "nbconvert", "papermill", "nbgrader"}),
+    "sweeps": (
+        {"authoring", "plots", "runtime"},
+        {"distributed", "filelock", "matplotlib", "rich", "tqdm"},
+    ),
     "cli": (EVERYTHING, {"typer", "rich"}),
 }
 
