@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from shipyard import models
 
-NETWORKS = [models.LeNet, models.SmallConvNet]
+NETWORKS = [models.LeNet, models.SmallConvNet, models.ResidualNet]
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -73,6 +73,49 @@ def test_small_conv_net_drops_features_in_train_mode_alone():
     assert not torch.equal(model(images), model(images))
     model.eval()
     assert torch.equal(model(images), model(images))
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_residual_net_has_the_parameters_of_its_formula(width):
+    w = width
+    convolutions = 9 * (3 * w + w * 2 * w + 2 * (2 * w) ** 2 + 2 * w * 4 * w + 2 * (4 * w) ** 2)
+    norms = 2 * (w + 2 * w + 2 * 2 * w + 4 * w + 2 * 4 * w)
+    model = models.ResidualNet(width=width)
+    assert models.count_parameters(model) == convolutions + norms + (4 * w + 1) * 10
+
+
+def test_residual_net_takes_other_image_sizes():
+    assert models.ResidualNet(width=8)(torch.randn(2, 3, 40, 24)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_residual_block_adds_what_its_layers_say(mode):
+    torch.manual_seed(0)
+    block = models.ResidualBlock(6).double().train(mode == "train")
+    x = torch.randn(3, 6, 5, 4, dtype=torch.float64)
+    h = x
+    for conv, norm, _ in block.body:
+        h = F.conv2d(h, conv.weight, padding=1)
+        if mode == "train":
+            mean, variance = h.mean((0, 2, 3)), h.var((0, 2, 3), unbiased=False)
+        else:
+            mean, variance = norm.running_mean, norm.running_var
+        scale = norm.weight / (variance + norm.eps).sqrt()
+        h = (h - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+        h = h.clamp(min=0)
+    expected = x + h
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_the_shortcut_hands_on_the_signal_and_its_gradient_when_the_body_is_silent():
+    block = models.ResidualBlock(4)
+    torch.nn.init.zeros_(block.body[-1][1].weight)  # the last norm gives 0 for every input
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+    output = block(x)
+    upstream = torch.randn_like(output)
+    output.backward(upstream)
+    assert torch.equal(output, x)
+    assert torch.equal(x.grad, upstream)
 
 
 def test_a_shared_parameter_counts_once_and_a_frozen_one_on_request():

@@ -86,6 +86,55 @@ class SmallConvNet(nn.Module):
         return self.head(self.dropout(x))
 
 
+class ResidualBlock(nn.Module):
+    """x + body(x): the body learns a correction, and a shortcut hands x on unchanged.
+
+    The body is two `conv_block`s. The shortcut has no weights, so the block keeps the shape:
+    (batch, channels, height, width).
+
+    Source: K. He et al., "Deep residual learning for image recognition", 2016, here with the
+    last ReLU inside the body, so that the shortcut is the identity from end to end (K. He et
+    al., "Identity mappings in deep residual networks", 2016).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv_block(channels, channels), conv_block(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (batch, channels, height, width) to the same shape."""
+        return x + self.body(x)
+
+
+class ResidualNet(nn.Module):
+    """Seven 3×3 convolutions, four of them inside two residual blocks; the cost of SmallConvNet.
+
+    Shapes with ``width`` w: (batch, 3, 32, 32) → (w, 16, 16) → (2w, 8, 8) → residual block
+    (2w, 8, 8) → (4w, 4, 4) → residual block (4w, 4, 4) → mean over the 4×4 places →
+    (batch, 4w) → (batch, classes) logits.
+
+    Args:
+        classes: the number of classes.
+        width: channels of the first block; cost grows with its square.
+    """
+
+    def __init__(self, classes: int = 10, width: int = 32) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            conv_block(3, width, pool=True),
+            conv_block(width, 2 * width, pool=True),
+            ResidualBlock(2 * width),
+            conv_block(2 * width, 4 * width, pool=True),
+            ResidualBlock(4 * width),
+        )
+        self.head = nn.Linear(4 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (batch, 3, height, width) to logits (batch, classes)."""
+        x = self.features(x)  # (batch, 4w, 4, 4) for 32×32 images
+        return self.head(x.mean(dim=(2, 3)))  # global average pooling, then (batch, classes)
+
+
 class TransformerBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), with rotary positions and a causal mask.
 
