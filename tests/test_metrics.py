@@ -72,6 +72,47 @@ def test_per_class_accuracy_is_the_accuracy_within_each_true_class(n, classes, s
 
 
 @settings(deadline=None)
+@given(sizes, class_counts, seeds, st.integers(1, 20))
+def test_calibration_is_what_a_loop_over_bins_and_rows_finds(n, classes, seed, bins):
+    logits, labels = random_scores(n, classes, seed)
+    p = (3 * logits).softmax(1)
+    found = metrics.reliability_bins(p, labels, bins)
+    error = 0.0
+    for b in range(bins):
+        low, high = found.edges[b], found.edges[b + 1]
+        rows = [i for i in range(n) if low < p[i].max() <= high]
+        assert found.counts[b] == len(rows)
+        if rows:
+            confidence = sum(p[i].max().item() for i in rows) / len(rows)
+            right = sum(p[i].argmax().item() == labels[i].item() for i in rows) / len(rows)
+            assert found.confidence[b].item() == pytest.approx(confidence)
+            assert found.accuracy[b].item() == pytest.approx(right)
+            error += len(rows) / n * abs(right - confidence)
+        else:
+            assert math.isnan(found.confidence[b])
+            assert math.isnan(found.accuracy[b])
+    assert metrics.expected_calibration_error(p, labels, bins) == pytest.approx(error)
+
+
+def test_calibration_of_one_that_is_always_sure_is_the_share_of_wrong_answers():
+    p = F.one_hot(torch.tensor([0, 1, 2, 2, 1]), 3).double()
+    labels = torch.tensor([0, 1, 2, 0, 0])
+    assert metrics.expected_calibration_error(p, labels) == pytest.approx(2 / 5)
+    assert metrics.reliability_bins(p, labels, 4).counts.tolist() == [0, 0, 0, 5]
+
+
+def test_calibration_of_one_that_says_80_percent_and_is_right_in_8_of_10_is_perfect():
+    p = torch.tensor([[0.8, 0.2]] * 10)
+    labels = torch.tensor([0] * 8 + [1] * 2)
+    assert metrics.expected_calibration_error(p, labels) == pytest.approx(0, abs=1e-6)
+
+
+def test_calibration_puts_a_confidence_on_an_edge_into_the_lower_bin():
+    p = torch.tensor([[0.5, 0.5], [0.75, 0.25]], dtype=torch.float64)
+    assert metrics.reliability_bins(p, torch.tensor([0, 0]), 4).counts.tolist() == [0, 1, 1, 0]
+
+
+@settings(deadline=None)
 @given(sizes, st.integers(1, 17), seeds)
 def test_evaluate_gives_the_exact_mean_with_a_short_last_batch(n, batch_size, seed):
     logits, labels = random_scores(n, 5, seed)
@@ -140,6 +181,21 @@ def test_an_empty_loader_is_refused_with_a_reason():
         (lambda: metrics.accuracy(torch.zeros(3), torch.zeros(3)), r"expected \(batch, classes\)"),
         (lambda: metrics.accuracy(torch.zeros(0, 3), torch.zeros(0)), "empty"),
         (lambda: metrics.top_k_accuracy(torch.zeros(2, 3), torch.zeros(2), 4), "between 1 and 3"),
+        (
+            lambda: metrics.expected_calibration_error(torch.zeros(2, 3), torch.zeros(2)),
+            "apply softmax",
+        ),
+        (
+            lambda: metrics.expected_calibration_error(
+                torch.tensor([[2.0, -1.0]]), torch.tensor([0])
+            ),
+            "apply softmax",
+        ),
+        (
+            lambda: metrics.reliability_bins(torch.ones(1, 1), torch.zeros(1), bins=0),
+            "bins is 0",
+        ),
+        (lambda: metrics.reliability_bins(torch.ones(2, 1), torch.zeros(3)), "batch, classes"),
         (
             lambda: metrics.confusion_matrix(torch.tensor([0]), torch.tensor([3]), 3),
             "labels lie between 3 and 3",

@@ -1,4 +1,4 @@
-"""How good a classifier is: accuracy, top-k accuracy, confusion matrix, exact evaluation."""
+"""How good a classifier is: accuracy, confusion matrix, calibration, exact evaluation."""
 
 from __future__ import annotations
 
@@ -41,6 +41,11 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int = 5) -> float:
     Raises:
         MetricError: the shapes do not fit, there is no row, or ``k`` is out of range.
     """
+    return _hits(logits, labels, k).double().mean().item()
+
+
+def _hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Which rows have their label among the ``k`` largest logits: bool (batch,)."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise MetricError(
             f"logits have shape {tuple(logits.shape)} and labels {tuple(labels.shape)}; "
@@ -51,7 +56,7 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int = 5) -> float:
     if not 1 <= k <= logits.shape[1]:
         raise MetricError(f"k is {k}; it must lie between 1 and {logits.shape[1]}, the classes.")
     guesses = logits.topk(k, dim=1).indices  # (batch, k)
-    return (guesses == labels[:, None]).any(dim=1).double().mean().item()
+    return (guesses == labels[:, None]).any(dim=1)
 
 
 def confusion_matrix(predictions: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -98,6 +103,75 @@ def per_class_accuracy(predictions: Tensor, labels: Tensor, classes: int) -> Ten
     """
     counts = confusion_matrix(predictions, labels, classes).double()
     return counts.diagonal() / counts.sum(dim=1)
+
+
+@dataclass(frozen=True)
+class ReliabilityBins:
+    """Answers sorted into bins by their confidence, the largest probability of a row.
+
+    Attributes:
+        edges: float64 (bins + 1,), from 0 to 1 in equal steps. Bin b holds
+            edges[b] < confidence <= edges[b + 1].
+        counts: int64 (bins,), how many answers fell into each bin.
+        confidence: float64 (bins,), their mean confidence; NaN for an empty bin.
+        accuracy: float64 (bins,), the share of them that is right; NaN for an empty bin.
+    """
+
+    edges: Tensor
+    counts: Tensor
+    confidence: Tensor
+    accuracy: Tensor
+
+
+def reliability_bins(probabilities: Tensor, labels: Tensor, bins: int = 15) -> ReliabilityBins:
+    """How often the answers of each confidence are right: the numbers of a reliability diagram.
+
+    Args:
+        probabilities: (n, classes), each row a softmax.
+        labels: true classes, (n,), whole numbers.
+        bins: how many bins of equal width between 0 and 1.
+
+    Raises:
+        MetricError: the shapes do not fit, there is no row, ``bins`` is below 1, or the rows are
+            no probabilities (logits, for instance).
+    """
+    right = _hits(probabilities, labels, k=1).cpu()
+    if bins < 1:
+        raise MetricError(f"bins is {bins}; it must be a whole number from 1.")
+    rows = probabilities.double().cpu()
+    if rows.min() < 0 or not torch.allclose(rows.sum(dim=1), rows.new_ones(()), atol=1e-3):
+        raise MetricError(
+            "A row of probabilities is negative somewhere or does not add up to 1; "
+            "apply softmax to the logits first."
+        )
+    confidence = rows.max(dim=1).values.clamp(max=1.0)  # (n,)
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    place = torch.bucketize(confidence, edges[1:-1])  # (n,); right edges belong to the bin
+    counts = torch.bincount(place, minlength=bins)
+    total = torch.bincount(place, weights=confidence, minlength=bins)
+    hits = torch.bincount(place, weights=right.double(), minlength=bins)
+    return ReliabilityBins(edges, counts, total / counts, hits / counts)
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Σ_b n_b / n · |accuracy_b − confidence_b|: how far confidence is from being right.
+
+    0 for a classifier that is right in 80% of the cases in which it says 80%, and so on. The
+    number depends a little on ``bins``: compare only values with the same number of bins.
+
+    Args:
+        probabilities: (n, classes), each row a softmax.
+        labels: true classes, (n,), whole numbers.
+        bins: how many bins of equal width between 0 and 1.
+
+    Raises:
+        MetricError: as `reliability_bins`.
+
+    Source: C. Guo et al., "On calibration of modern neural networks", 2017.
+    """
+    found = reliability_bins(probabilities, labels, bins)
+    gaps = (found.accuracy - found.confidence).abs().nan_to_num()  # an empty bin counts nothing
+    return (found.counts * gaps).sum().item() / len(labels)
 
 
 @dataclass(frozen=True)
