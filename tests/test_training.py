@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from tensorboard.backend.event_processing import event_accumulator
 from torch import nn
 from torch.nn import functional as F
 
@@ -429,6 +430,59 @@ def test_a_second_training_on_the_same_checkpoint_is_refused(tmp_path):
         pytest.raises(training.CheckpointError, match="Another training is using"),
     ):
         fit(small_model(), small_loader(), checkpoint=path)
+
+
+# --- TensorBoard ------------------------------------------------------------------------------
+
+
+def scalars_of(folder):
+    """Scalar name → [(step, value), …], read back by TensorBoard itself, nothing left out."""
+    events = event_accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    names = events.Tags()["scalars"]
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in names}
+
+
+def evaluated_history(epochs):
+    model = small_model()
+    return fit(
+        model, small_loader(), epochs=epochs,
+        evaluate=lambda model: {"val_loss": 0.25, "val_accuracy": 0.5},
+    )  # fmt: skip
+
+
+def test_tensorboard_reads_every_number_back_from_the_event_file(tmp_path):
+    history = evaluated_history(epochs=2)
+    file = training.write_tensorboard(history, tmp_path / "new" / "run")
+    assert file.is_file()
+    assert file.parent == tmp_path / "new" / "run"
+    found = scalars_of(file.parent)
+    steps = range(1, 13)
+    assert found["step/loss"] == list(zip(steps, map(pytest.approx, history.losses), strict=True))
+    assert [value for _, value in found["step/learning_rate"]] == pytest.approx([0.1] * 12)
+    assert found["epoch/val_loss"] == [(6, 0.25), (12, 0.25)]
+    assert found["epoch/val_accuracy"] == [(6, 0.5), (12, 0.5)]
+    assert [value for _, value in found["epoch/train_loss"]] == pytest.approx(
+        [row["train_loss"] for row in history.rows]
+    )
+    assert set(found) == {"step/loss", "step/learning_rate"} | {
+        f"epoch/{name}"
+        for name in ("train_loss", "val_loss", "val_accuracy", "seconds", "images_per_second")
+    }
+
+
+def test_a_second_training_in_the_same_folder_replaces_the_first_and_nothing_else(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    training.write_tensorboard(evaluated_history(epochs=3), tmp_path)
+    training.write_tensorboard(evaluated_history(epochs=1), tmp_path)
+    assert len(scalars_of(tmp_path)["step/loss"]) == 6
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_history_without_a_step_is_refused_before_a_folder_is_made(tmp_path):
+    with pytest.raises(training.TrainingError, match="at least one step"):
+        training.write_tensorboard(training.History(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # --- Resume -----------------------------------------------------------------------------------

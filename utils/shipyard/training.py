@@ -158,6 +158,44 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
+def write_tensorboard(history: History, folder: str | Path) -> Path:
+    """Write ``history`` as a TensorBoard event file: ``tensorboard --logdir FOLDER`` shows it.
+
+    The scalars are ``step/loss`` and ``step/learning_rate`` for each step, and ``epoch/…`` for
+    each measurement of an epoch, at the epoch's last step. Steps count from 1. What an earlier
+    call wrote into ``folder`` is replaced; other files there are left alone.
+
+    Args:
+        history: as `fit` returns it.
+        folder: one folder for each training; missing folders are made.
+
+    Returns:
+        The event file.
+
+    Raises:
+        TrainingError: ``history`` has no step.
+    """
+    from torch.utils.tensorboard import SummaryWriter  # slow to import, and seldom needed
+
+    if not history.losses:
+        raise TrainingError("The history is empty: train for at least one step first.")
+    folder, suffix = Path(folder), ".shipyard"
+    folder.mkdir(parents=True, exist_ok=True)
+    # TensorBoard joins all event files of a folder into one curve: two trainings would mix.
+    for file in folder.glob(f"events.out.tfevents.*{suffix}"):
+        file.unlink()
+    with SummaryWriter(folder, filename_suffix=suffix) as writer:
+        pairs = zip(history.losses, history.learning_rates, strict=True)
+        for step, (loss, learning_rate) in enumerate(pairs, start=1):
+            writer.add_scalar("step/loss", loss, step)
+            writer.add_scalar("step/learning_rate", learning_rate, step)
+        for row in history.rows:
+            for name in row.keys() - {"epoch", "step", "learning_rate"}:
+                writer.add_scalar(f"epoch/{name}", row[name], row["step"])
+    (written,) = folder.glob(f"events.out.tfevents.*{suffix}")
+    return written
+
+
 def fit(
     model: nn.Module,
     loader: Any,
