@@ -1,0 +1,133 @@
+"""What torchrun runs on each rank: ``python -m shipyard.distributed.entry FOLDER``.
+
+It reads the jobs from FOLDER, makes the process group, runs them, and writes the result, or the
+traceback, back into FOLDER.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from shipyard.distributed.launching import without_machine_paths
+from shipyard.runtime import ShipyardError
+
+
+def main(folder: Path) -> None:
+    rank, attempt = int(os.environ["RANK"]), os.environ["TORCHELASTIC_RESTART_COUNT"]
+    stem = folder / f"attempt-{attempt}-rank-{rank}"
+    threading.Thread(target=end_with_the_launcher, args=[folder / "running"], daemon=True).start()
+    stack = open(stem.with_suffix(".stack"), "w")  # noqa: SIM115 (open until the process ends)
+    faulthandler.enable(stack, all_threads=False)
+    faulthandler.register(signal.SIGUSR1, stack, all_threads=False)
+    write(stem.with_suffix(".pid"), lambda file: file.write(str(os.getpid()).encode()))
+    plan = torch.load(folder / "jobs.pt", weights_only=True)
+    try:
+        results = {}
+        for name, worker, arguments in plan["jobs"]:
+            results[name] = run(worker, arguments, plan["timeout"])
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        require_plain(results)
+        write(stem.with_suffix(".result"), lambda file: torch.save(results, file))
+    except BaseException as error:
+        report = {"time": time.time(), "traceback": own_traceback(error)}
+        write(stem.with_suffix(".error"), lambda file: torch.save(report, file))
+        print(f"rank {rank}: {report['traceback']}", file=sys.stderr, flush=True)
+        os._exit(1)  # at once: the others wait for this rank
+
+
+def run(worker: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
+    """Call one worker, with the process group made and every rank at its start."""
+    place, _, function = worker.partition(":")
+    if not function:
+        runpy.run_path(place, run_name="__main__")
+        return {}
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
+    found = runpy.run_path(place)[function] if place.endswith(".py") else find(place, function)
+    dist.barrier()
+    result = found(**arguments)
+    if not isinstance(result, dict):
+        raise ShipyardError(f"{function} returned a {type(result).__name__}; expected a dict.")
+    return result
+
+
+def find(module: str, function: str) -> Callable[..., dict]:
+    try:
+        return getattr(importlib.import_module(module), function)
+    except AttributeError:
+        raise ShipyardError(f"The module {module} has no function {function}.") from None
+
+
+def require_plain(results: dict[str, Any]) -> None:
+    """Refuse what ``weights_only=True`` would refuse to read back."""
+
+    def check(value: Any, where: str) -> None:
+        if isinstance(value, dict):
+            for key, part in value.items():
+                check(part, f"{where}[{key!r}]")
+        elif isinstance(value, list | tuple):
+            for i, part in enumerate(value):
+                check(part, f"{where}[{i}]")
+        elif type(value) not in (torch.Tensor, bool, int, float, str, type(None)):
+            raise ShipyardError(
+                f"{where} is a {type(value).__name__}, which a worker cannot return. Return "
+                "tensors, numbers, text, lists and dicts; float(...) and .tolist() help."
+            )
+
+    for name, result in results.items():
+        check(result, name or "result")
+
+
+def own_traceback(error: BaseException) -> str:
+    """The traceback as Python prints it, without the frames of this file and of runpy."""
+    trace = error.__traceback__
+    while trace.tb_next and trace.tb_frame.f_code.co_filename in (__file__, runpy.__file__,
+                                                                  "<frozen runpy>"):  # fmt: skip
+        trace = trace.tb_next
+    return without_machine_paths("".join(traceback.format_exception(error.with_traceback(trace))))
+
+
+def write(path: Path, fill: Callable) -> None:
+    """Write a file that other processes see complete or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    with open(unfinished, "wb") as file:
+        fill(file)
+    unfinished.replace(path)
+
+
+def end_with_the_launcher(running: Path) -> None:
+    """Kill torchrun and this process group once the launching process is gone.
+
+    Ctrl-C, a closed notebook or a killed kernel then leaves nothing behind.
+    """
+    torchrun = os.getppid()
+    while True:
+        try:
+            os.kill(int(running.read_text()), 0)
+        except (OSError, ValueError):
+            if os.getppid() == torchrun:
+                os.kill(torchrun, signal.SIGKILL)
+            os.killpg(0, signal.SIGKILL)
+        if os.getppid() != torchrun:
+            os.killpg(0, signal.SIGKILL)
+        time.sleep(0.3)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
