@@ -12,8 +12,8 @@ from shipyard import distributed_widgets as scaling
 from shipyard import plots
 
 
-def ring(workers, size, alpha, beta):
-    return 2 * (workers - 1) * (alpha + beta * size / workers)
+def ring(size, workers, alpha, beta):
+    return 2 * (workers - 1) * (alpha + size / workers / beta)
 
 
 CLUSTER = scaling.Cluster(

@@ -18,8 +18,8 @@ from shipyard.widgets import Explorer
 WORKERS = tuple(2**k for k in range(11))
 """1, 2, 4, … 1,024"""
 
-AllReduceCost = Callable[[int, float, float, float], float]
-"""(workers, bytes, α in seconds, β in seconds per byte) → seconds of one all-reduce"""
+AllReduceCost = Callable[[float, int, float, float], float]
+"""(bytes, workers, α in seconds, β in bytes per second) → seconds of one all-reduce"""
 
 _LABELS = {"description_width": "150px"}
 
@@ -29,7 +29,7 @@ class Cluster:
     """What the model needs to know of a training and of the machines.
 
     ``parameters`` of the network, ``bytes_each`` of one gradient number, ``compute`` seconds of
-    one step on one worker, ``latency`` α in seconds, ``bandwidth`` 1/β in bytes per second.
+    one step on one worker, ``latency`` α in seconds, ``bandwidth`` β in bytes per second.
     """
 
     parameters: float
@@ -51,7 +51,7 @@ def communication(cluster: Cluster, cost: AllReduceCost, workers: int) -> float:
     if workers == 1:
         return 0.0
     size = cluster.parameters * cluster.bytes_each
-    return cost(workers, size, cluster.latency, 1 / cluster.bandwidth)
+    return cost(size, workers, cluster.latency, cluster.bandwidth)
 
 
 def speedups(
@@ -157,7 +157,7 @@ def scaling_explorer(cost: AllReduceCost, cluster: Cluster) -> Explorer:
         ),
         "compute": slider(cluster.compute * 1e3, 0, 4, "compute per step (ms)"),
         "latency": slider(cluster.latency * 1e6, 0, 4, "latency α (µs)"),
-        "bandwidth": slider(cluster.bandwidth / 1e9, -2, 3, "bandwidth 1/β (GB/s)"),
+        "bandwidth": slider(cluster.bandwidth / 1e9, -2, 3, "bandwidth β (GB/s)"),
     }  # fmt: skip
 
     def redraw() -> tuple[Figure, str]:
