@@ -519,7 +519,7 @@ def returns_an_array(images, kernel_size, eps):
     return by_eigh(images, kernel_size, eps).numpy()
 
 
-@WHITENING.fails_with("raised-error")
+@WHITENING.fails_with("patches-for-variables")
 def takes_patches_for_variables(images, kernel_size, eps):
     λ, V = torch.linalg.eigh(torch.cov(patches_of(images, kernel_size), correction=0))
     k = kernel_size

@@ -356,20 +356,20 @@ def _whitening(
     return answer
 
 
-def _aligned(filters: Tensor, images: Tensor, kernel_size: int, eps: float) -> Tensor:
-    """The same filters in the order, and with the signs, of the reference's."""
-    like = _whitening()(images, kernel_size, eps).flatten(1)
+def _aligned(filters: Tensor, images: Tensor, kernel_size: int, eps: float) -> tuple:
+    """The same filters in the order, and with the signs, of the reference's: (filters,)."""
+    like = _whitening()(images, kernel_size, eps)
     comparable = isinstance(filters, Tensor) and filters.is_floating_point()
-    if not comparable or filters.shape != (len(like), *images.shape[1:2], *[kernel_size] * 2):
-        return filters
-    flat = filters.detach().flatten(1).double().nan_to_num(0.0)
+    if not comparable or filters.shape != like.shape:
+        return (filters,)
+    like, flat = like.flatten(1), filters.detach().flatten(1).double().nan_to_num(0.0)
     cosines = F.normalize(like, dim=1) @ F.normalize(flat, dim=1).T  # (reference's, candidate's)
     order, free = [], cosines.abs()
     for row in range(len(like)):
         order.append(free[row].argmax().item())
         free[:, order[-1]] = -1
     signs = torch.where(cosines[range(len(like)), order] < 0, -1, 1).to(filters)
-    return filters[order] * signs[:, None, None, None]
+    return (filters[order] * signs[:, None, None, None],)
 
 
 def check_whitening(candidate: Callable) -> Passed:
@@ -418,13 +418,26 @@ def check_whitening(candidate: Callable) -> Passed:
         filters[: len(own), :, k // 2, k // 2] = own[:, :, 0, 0]
         return filters
 
+    def of_variables(correction, rows):
+        """The N×N covariance of the patches among each other."""
+
+        def answer(images, kernel_size, eps):
+            λ, V = torch.linalg.eigh(
+                torch.cov(_patches(images, kernel_size), correction=correction)
+            )
+            c, k = images.shape[1], kernel_size
+            return (V.T / (λ + eps).sqrt()[:, None]).reshape(rows or c * k * k, c, k, k)
+
+        return answer
+
     def mistake(slug, advice, *answers):
         return Mistake(slug, advice, *(_then(answer, _aligned) for answer in answers))
 
     return compare(
         _then(candidate, _aligned),
         signature="whitening(images, kernel_size, eps)",
-        reference=_whitening(),  # it is its own order and sign
+        reference=_then(_whitening(), _aligned),
+        outputs=("the result (order and signs of the filters are free)",),
         cases=[
             case(1, (3, 1, 4, 5), 2, 0.1),
             case(2, (4, 3, 6, 5), 2, 0.01),
@@ -588,6 +601,13 @@ def check_whitening(candidate: Callable) -> Passed:
                 Take only patches that lie inside the image.""",
                 _whitening(patches=lambda images, k: _patches(images, k, padding=k // 2)),
                 _whitening(patches=lambda images, k: _patches(images, k, padding=1)),
+            ),
+            mistake(
+                "patches-for-variables",
+                """Your covariance is that of the patches among each other, with one row for each
+                patch. torch.cov wants the variables in rows, so give it patches.T: the matrix has
+                c·k·k rows.""",
+                *(of_variables(correction, rows) for correction in (0, 1) for rows in (None, -1)),
             ),
             mistake(
                 "first-image-only",
