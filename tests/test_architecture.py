@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "models": (MATHEMATICS, {"torch"}),
     "training": ({"runtime", "metrics"}, {"torch", "filelock", "tqdm"}),
     "metrics": ({"runtime"}, {"torch", "tqdm"}),
-    "recipes": ({"runtime", "data", "models", "training", "metrics"}, {"torch", "tqdm"}),
+    "recipes": ({"runtime", "data", "models", "training", "metrics"}, {"torch", "numpy", "PIL"}),
     "distributed": ({"runtime", "training", "distributed"}, {"torch"}),
     "pruning": ({"runtime", "metrics"}, {"torch"}),
     "distillation": ({"runtime", "metrics"}, {"torch"}),

@@ -135,6 +135,90 @@ class ResidualNet(nn.Module):
         return self.head(x.mean(dim=(2, 3)))  # global average pooling, then (batch, classes)
 
 
+def whitening_filters(images: Tensor, kernel_size: int = 2, eps: float = 5e-4) -> Tensor:
+    """Filters w_i = v_i / √(λ_i + eps): a convolution with them gives uncorrelated channels.
+
+    λ_i and v_i are the eigenvalues and eigenvectors of C = mean(p pᵀ), where p runs over all
+    patches of kernel_size × kernel_size pixels of the images. The outputs of the filters then
+    have mean square λ_i / (λ_i + eps), which is near 1, and mean product 0.
+
+    Args:
+        images: (batch, channels, height, width), normalised; a few thousand are enough.
+        kernel_size: side of a patch.
+        eps: keeps directions that hardly occur (λ near 0) from becoming amplified noise.
+
+    Returns:
+        (channels · kernel_size², channels, kernel_size, kernel_size), largest λ first.
+
+    Source: D. Page, "How to train your ResNet 8: bag of tricks", 2019.
+    """
+    patches = F.unfold(images, kernel_size).transpose(1, 2).flatten(0, 1)  # (patches, ck²)
+    C = patches.T @ patches / len(patches)  # (ck², ck²)
+    eigenvalues, eigenvectors = torch.linalg.eigh(C.double().cpu())  # columns, λ ascending
+    filters = (eigenvectors / (eigenvalues.clamp(min=0) + eps).sqrt()).T.flip(0)
+    return filters.to(images).view(-1, images.shape[1], kernel_size, kernel_size)
+
+
+class WhitenedNet(nn.Module):
+    """A network for fast training: a first layer that is computed, not learned, then few blocks.
+
+    Shapes: (batch, 3, side, side) → whitening k×k, each filter with its negative
+    (6k², side − k + 1, …) → for each of ``widths``: 3×3 convolution, 2×2 max pooling, batch
+    norm, ReLU, and ``depth`` − 1 times convolution, batch norm, ReLU → maximum over the places
+    → (batch, classes) logits. It takes images of any side from 16 up (with three widths).
+
+    Args:
+        classes: the number of classes.
+        widths: channels of each block, each with half the side of the one before.
+        depth: 3×3 convolutions in a block.
+        kernel_size: side of the whitening filters.
+        logit_scale: the last layer's output is multiplied by it, which keeps the first logits
+            small while the learning rate is large.
+
+    Source: after K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024
+    (arXiv:2404.00498), with fewer channels, ReLU for GELU, and torch's own initial weights.
+    """
+
+    def __init__(
+        self,
+        classes: int = 10,
+        widths: tuple[int, ...] = (32, 64, 128),
+        depth: int = 1,
+        kernel_size: int = 2,
+        logit_scale: float = 0.5,
+    ) -> None:
+        super().__init__()
+        channels = 2 * 3 * kernel_size**2
+        self.whitening = nn.Conv2d(3, channels, kernel_size)
+        self.whitening.weight.requires_grad_(False)
+        layers: list[nn.Module] = [nn.ReLU()]
+        for width in widths:
+            for i in range(depth):
+                layers.append(nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False))
+                if i == 0:  # before the norm: it then works on a quarter of the values
+                    layers.append(nn.MaxPool2d(2))
+                layers += [nn.BatchNorm2d(width), nn.ReLU()]
+                channels = width
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(channels, classes, bias=False)
+        self.logit_scale = logit_scale
+
+    @torch.no_grad()
+    def whiten(self, images: Tensor) -> None:
+        """Set the first layer to the `whitening_filters` of ``images`` and their negatives.
+
+        ReLU drops negative values; with −w beside w, each sign reaches the next layer.
+        """
+        filters = whitening_filters(images, self.whitening.kernel_size[0])
+        self.whitening.weight.copy_(torch.cat([filters, -filters]))
+        self.whitening.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (batch, 3, side, side) to logits (batch, classes)."""
+        x = self.features(self.whitening(x))  # (batch, channels, places, places)
+        return self.head(x.amax(dim=(2, 3))) * self.logit_scale
+
+
 class TransformerBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), with rotary positions and a causal mask.
 
