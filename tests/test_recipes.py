@@ -1,0 +1,235 @@
+"""The two recipes for CIFAR-10, and the parts that they are made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from shipyard import data, models, recipes, training
+
+
+@pytest.fixture(scope="module")
+def sets():
+    """(train, held out) of the stand-in images."""
+    generated = data.load_cifar10("stand-in").train.subset(1_500)
+    return data.split(generated, held_out=0.2)
+
+
+def outcome(seconds, accuracy):
+    return recipes.Outcome(None, seconds, accuracy, recipes.NumberFormat(), training.History())
+
+
+# --- Time to accuracy ---------------------------------------------------------------------------
+
+
+def test_the_first_measurement_at_or_above_the_target_counts():
+    found = outcome((1.0, 2.0, 3.0, 4.0), (0.1, 0.5, 0.4, 0.6))
+    assert found.seconds_to(0.5) == 2.0
+    assert found.seconds_to(0.55) == 4.0
+    assert found.seconds_to(0.7) is None
+
+
+def test_a_run_that_never_came_counts_as_infinitely_long():
+    runs = [outcome((s,), (a,)) for s, a in [(1.0, 0.6), (2.0, 0.6), (1.5, 0.1)]]
+    assert recipes.median_seconds_to(runs, 0.5) == 2.0
+    assert recipes.median_seconds_to(runs[2:], 0.5) is None
+
+
+# --- The whitened layer -------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
+def test_whitened_outputs_have_the_identity_as_their_second_moment(channels, size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(40, channels, 9, 7, generator=generator, dtype=torch.float64)
+    images = images + images.mean(dim=(1, 2, 3), keepdim=True) * 3  # correlated pixels
+    filters = models.whitening_filters(images, size, eps=0.0)
+    y = F.conv2d(images, filters).transpose(0, 1).flatten(1)  # (filters, places)
+    moment = y @ y.T / y.shape[1]
+    torch.testing.assert_close(moment, torch.eye(len(y), dtype=torch.float64), rtol=0, atol=1e-8)
+
+
+def test_a_direction_that_never_occurs_is_not_blown_up():
+    images = torch.ones(10, 3, 8, 8)
+    assert models.whitening_filters(images).isfinite().all()
+    assert models.whitening_filters(images).abs().max() < 1 / 5e-4**0.5
+
+
+@pytest.mark.parametrize("side", [16, 17, 24, 32])
+def test_the_network_takes_images_of_every_side(side):
+    net = models.WhitenedNet(classes=7, widths=(8, 12, 16), depth=2)
+    net.whiten(torch.randn(30, 3, side, side))
+    assert net(torch.randn(2, 3, side, side)).shape == (2, 7)
+
+
+def test_the_first_layer_holds_each_filter_and_its_negative_and_is_not_learned():
+    net = models.WhitenedNet()
+    images = torch.randn(30, 3, 16, 16)
+    net.whiten(images)
+    filters = models.whitening_filters(images)
+    torch.testing.assert_close(net.whitening.weight, torch.cat([filters, -filters]))
+    assert not net.whitening.weight.requires_grad
+
+
+# --- Number formats -----------------------------------------------------------------------------
+
+
+def test_the_fastest_format_is_one_of_those_that_were_timed():
+    net, images = models.WhitenedNet(widths=(8, 8, 8)), torch.randn(4, 3, 16, 16)
+    seconds = recipes.time_formats(net, images)
+    assert set(seconds) == set(recipes.NUMBER_FORMATS)
+    assert all(value > 0 for value in seconds.values())
+    only = recipes.NUMBER_FORMATS[2]
+    assert recipes.fastest_format(net, images, [only]) == only
+
+
+def test_the_slower_format_is_not_chosen(monkeypatch):
+    slow, quick = recipes.NUMBER_FORMATS[3], recipes.NUMBER_FORMATS[1]
+    monkeypatch.setattr(
+        recipes, "_seconds_of_a_pass", lambda model, x, chosen: 1.0 if chosen == quick else 2.0
+    )
+    net, images = models.WhitenedNet(), torch.randn(2, 3, 16, 16)
+    assert recipes.fastest_format(net, images, [slow, quick]) == quick
+
+
+def test_timing_leaves_the_model_as_it_was():
+    net, images = models.WhitenedNet(widths=(8, 8, 8)).eval(), torch.randn(4, 3, 16, 16)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    recipes.time_formats(net, images)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+        assert value.is_contiguous(), name
+    assert not net.training
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_format_has_a_name_to_print():
+    assert str(recipes.NumberFormat()) == "float32, channels_first"
+    assert str(recipes.NUMBER_FORMATS[3]) == "bfloat16, channels_last"
+    assert recipes.NumberFormat().autocast is None
+
+
+# --- Batches ------------------------------------------------------------------------------------
+
+
+def test_the_per_image_pipeline_gives_what_the_batch_loader_gives(sets):
+    train, _ = sets
+    pipeline = recipes.PerImagePipeline(train)
+    images, labels = next(iter(data.BatchLoader(train, 8, **recipes.HALF)))
+    torch.testing.assert_close(torch.stack([pipeline[i][0] for i in range(8)]), images)
+    assert [pipeline[i][1] for i in range(8)] == labels.tolist()
+    assert len(pipeline) == len(train)
+
+
+@pytest.mark.parametrize(("side", "mode"), [(16, "area"), (8, "area")])
+def test_shrinking_by_a_whole_factor_is_the_mean_of_the_block(side, mode):
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    expected = F.interpolate(images, (side, side), mode=mode)
+    torch.testing.assert_close(recipes.resize(images, side), expected)
+
+
+def test_shrinking_keeps_the_mean_of_a_picture():
+    images = torch.full((1, 3, 32, 32), 0.7)
+    torch.testing.assert_close(recipes.resize(images, 24), torch.full((1, 3, 24, 24), 0.7))
+    assert recipes.resize(images, 32) is images
+
+
+def test_a_journey_is_the_epochs_of_the_loader_cut_into_parts(sets):
+    train, _ = sets  # 1,200 images: 12 batches of 100
+    journey = recipes.Journey(train, 100, steps=30, parts=5, seed=3)
+    loader = data.BatchLoader(train, 100, shuffle=True, seed=3, drop_last=True)
+    expected = []
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        expected += [labels for _, labels in loader]
+    found = []
+    for part in range(5):
+        journey.set_epoch(part)
+        found += [labels for _, labels in journey]
+    assert len(journey) == 6
+    torch.testing.assert_close(found, expected[:30])
+    journey.set_epoch(1)
+    again = [labels for _, labels in journey.batches(4)]  # as after a crash
+    torch.testing.assert_close(again, expected[10:12])
+
+
+def test_the_images_grow_on_the_way(sets):
+    journey = recipes.Journey(sets[0], 100, steps=8, parts=2, sides=(16, 32))
+    shapes = []
+    for part in range(2):
+        journey.set_epoch(part)
+        shapes += [images.shape[-1] for images, _ in journey]
+    assert shapes == [16] * 4 + [32] * 4
+
+
+def test_settings_that_do_not_fit_are_refused_with_a_way_out(sets):
+    with pytest.raises(recipes.RecipeError, match="smaller batch_size"):
+        recipes.Journey(sets[0], 5_000, steps=5, parts=1)
+    with pytest.raises(recipes.RecipeError, match="more epochs"):
+        recipes.Journey(sets[0], 100, steps=3, parts=4)
+
+
+# --- The recipes --------------------------------------------------------------------------------
+
+SMALL = replace(recipes.SPRINT, epochs=2, batch_size=40, widths=(8, 12, 16))
+
+
+def test_the_fast_recipe_learns_and_counts_its_seconds(sets):
+    found = recipes.fast(*sets, SMALL, measurements=4)
+    assert len(found.seconds) == len(found.accuracy) == 4
+    assert list(found.seconds) == sorted(found.seconds)
+    assert found.seconds[0] > found.history.rows[0]["seconds"]  # the preparation counts
+    assert found.accuracy[-1] > 0.2  # guessing: 0.1
+    assert found.history.learning_rates[0] == pytest.approx(SMALL.learning_rate / 5)
+    assert max(found.history.learning_rates) <= SMALL.learning_rate
+
+
+def test_the_same_seed_and_format_give_the_same_network(sets):
+    fixed = replace(SMALL, number_format=recipes.NumberFormat(), epochs=1)
+    one, two = (recipes.fast(*sets, fixed, seed=5, measurements=1) for _ in range(2))
+    torch.testing.assert_close(one.model.state_dict(), two.model.state_dict(), rtol=0, atol=0)
+    assert one.accuracy == two.accuracy
+
+
+def test_a_budget_of_seconds_decides_the_number_of_steps(sets, monkeypatch):
+    monkeypatch.setattr(recipes, "_seconds_of_a_pass", lambda *arguments: 0.1 / 1.12)
+    found = recipes.fast(*sets, SMALL, measurements=2, budget=3.0)
+    assert 20 <= len(found.history.losses) <= 30  # 3 s of 0.1 s each, less the preparation
+
+
+def test_without_whitening_images_the_first_layer_is_learned(sets):
+    found = recipes.fast(*sets, replace(SMALL, whitening_images=0, epochs=1), measurements=1)
+    assert found.model.whitening.weight.requires_grad
+    assert found.model.whitening.weight.grad is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per_image", [True, False])
+def test_the_articles_recipe_runs_both_ways(sets, per_image):
+    found = recipes.articles(*sets, epochs=1, per_image=per_image, workers=1)
+    assert len(found.history.losses) == 300
+    assert found.history.learning_rates[0] == 0.001
+    assert len(found.accuracy) == 1
+
+
+def test_the_articles_recipe_can_be_cut_short(sets):
+    found = recipes.articles(*sets, per_image=False, max_steps=20)
+    assert len(found.history.losses) == 20
+    assert len(found.seconds) == len(found.accuracy) == 1
+    assert found.seconds[0] > 0
+
+
+def test_two_looks_are_the_mean_of_both(sets):
+    net = models.WhitenedNet(widths=(8, 8, 8)).eval()
+    x = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(recipes.WithFlip(net)(x), (net(x) + net(x.flip(3))) / 2)
+    one = recipes.evaluate_at(net, sets[1], 16, flip=False)
+    two = recipes.evaluate_at(net, sets[1], 16)
+    assert len(one.labels) == len(two.labels) == len(sets[1])
+    assert not torch.equal(one.probabilities, two.probabilities)
