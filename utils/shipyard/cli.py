@@ -51,7 +51,10 @@ def _pairs(texts: list[str] | None) -> dict[str, str]:
     for text in texts or ():
         if "=" not in text:
             raise typer.BadParameter(f"-p takes a name and a value (-p EPOCHS 3), not {text!r}")
-    return dict(text.split("=", 1) for text in texts or ())
+    pairs = dict(text.split("=", 1) for text in texts or ())
+    if len(pairs) < len(texts or ()):
+        raise typer.BadParameter(f"-p names a parameter twice: {', '.join(texts)}")
+    return pairs
 
 
 def _is_ours(error: Exception) -> bool:
@@ -194,6 +197,70 @@ class _Progress:
             print(f"{name}  running", flush=True)
         elif result.state != "running":
             print(f"{name}  {result.state:<11} {result.seconds:7.1f} s", flush=True)
+
+
+@app.command()
+def sweep(
+    name: Annotated[str, typer.Argument(help='"05", "05_cifar10_training" or a path.')],
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--parameter", metavar="NAME VALUES", help="For example: -p SEED 0,1,2"),
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help='"fast" or "full".')] = None,
+    device: Annotated[str | None, typer.Option(help='"auto", "cpu", "cuda", "cuda:1", …')] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "-j", "--jobs", min=1, help="Trials at once.", show_default="cores, at most 8; GPU: 1"
+        ),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A Dask scheduler (tcp://host:8786) for many machines.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for all that is written.", show_default="runs/sweep-NN-HASH"),
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=1, help="Seconds that one cell may take.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Metric of the figure.", show_default="an accuracy")
+    ] = None,
+) -> None:
+    """Run a lesson over a grid of parameters: shipyard sweep 05 -p EPOCHS 1,2 -p SEED 0,1,2
+
+    Every combination is one trial. The same command again goes on after a crash and runs what
+    is missing or failed. Needs the extra: pip install "shipyard\\[sweep]"
+    """
+    from shipyard import authoring, runtime, sweeps
+
+    sweeps.require_engine()
+    root = runtime.repository_root()
+    environment = _environment(profile, device)
+    runtime.resolve_profile(environment.get("PROFILE", "fast"))
+    if address is None:  # on a cluster the workers have devices of their own
+        found = runtime.resolve_device(environment.get("DEVICE", "auto"))
+        jobs = jobs or (None if found.type == "cpu" else 1)
+    path = authoring.find_notebook(name, root / "notebooks")
+    planned = sweeps.plan(path, _pairs(parameter), environment)
+    folder = output or root / "runs" / planned.folder_name
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        outcomes = sweeps.run_sweep(
+            planned, folder, jobs=jobs, address=address, timeout=timeout, environment=environment
+        )
+    except KeyboardInterrupt:
+        typer.echo(f"Stopped. What has ended is in {folder}; the same command goes on.", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"\n{sweeps.write_report(planned, outcomes, folder, metric)}")
+    failures = sweeps.failed(outcomes)
+    for outcome in failures:
+        typer.echo(f"{outcome.trial.label} {outcome.state}:\n{outcome.error}\n", err=True)
+    typer.echo(f"{len(outcomes) - len(failures)} of {len(outcomes)} trials passed. "
+               f"Results: {folder / 'results.md'}")  # fmt: skip
+    if failures:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -157,18 +157,20 @@ def run_notebook(
     timeout: float | None = None,
     environment: Mapping[str, str] | None = None,
     on_cell: Callable[[int, int], None] | None = None,
+    cwd: Path | str | None = None,
 ) -> NotebookNode:
     """Run a notebook in a kernel of its own and write the executed copy to ``output``.
 
     The copy is written cell by cell: whatever stops the run, what was done until then is kept.
 
     Args:
-        path: the notebook; its folder is the kernel's working folder, as in JupyterLab.
+        path: the notebook.
         output: the file to write; never the notebook itself.
         parameters: texts by name, read by the types of the defaults in the parameters cell.
         timeout: seconds that one cell may take; None for no limit.
         environment: variables for the kernel on top of this process's own.
         on_cell: called with (index from 0, number of cells) before each cell.
+        cwd: the kernel's working folder; by default the notebook's own, as in JupyterLab.
 
     Raises:
         AuthoringError: unknown parameter or a wrong value for one; nothing was run.
@@ -201,7 +203,7 @@ def run_notebook(
                 kernel_name="python3",
                 language="python",
                 progress_bar=False,
-                cwd=str(path.resolve().parent),
+                cwd=str(cwd or path.resolve().parent),
                 execution_timeout=timeout,
                 on_cell_start=starts,
                 extra_arguments=QUIET_KERNEL,
