@@ -1,4 +1,9 @@
-"""Training on many workers: by hand with send and receive, with torch, and started by torchrun."""
+"""Training on many workers: by hand with send and receive, with torch, and started by torchrun.
+
+``launching`` starts the workers, ``workers`` holds what they run; the methods themselves are in
+``collectives``, ``data_parallel``, ``model_parallel``, ``sharding`` and ``asynchronous``, and
+``cost`` is the model of what they cost.
+"""
 
 from shipyard.distributed.launching import (
     Launch,

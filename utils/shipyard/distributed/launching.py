@@ -230,6 +230,7 @@ def environment(mark: str, threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
         "PYTHONUNBUFFERED": "1",
+        "KINETO_LOG_LEVEL": "99",  # the profiler would write into the log
     }
 
 
