@@ -589,7 +589,7 @@ def zeroes_by_the_model(model, images, labels, optimizer):
     loss.backward()
     optimizer.step()
     model.zero_grad()
-    return float(loss)
+    return loss.detach().numpy()
 
 
 @TRAIN_STEP.passes
