@@ -27,7 +27,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from shipyard import data, metrics, plots, recipes, runtime, training
+from shipyard import data, metrics, plots, recipes, runtime
 
 HERE = Path(__file__).resolve().parent
 TITLES = {
@@ -56,8 +56,8 @@ def main() -> None:
             outcome = run_recipe(name, train, held_out, seed, arguments, device, record)
             record["runs"].append(result(name, seed, outcome, cifar.test, device))
             save(record, path)
-            print(f"seed {seed}  {name:17} {outcome.seconds[-1]:7.1f} s  "
-                  f"held out {outcome.accuracy[-1]:.1%}  ({outcome.number_format})", flush=True)  # fmt: skip
+            reached = f"{outcome.seconds[-1]:7.1f} s  held out {outcome.accuracy[-1]:.1%}"
+            print(f"seed {seed}  {name:17} {reached}  ({outcome.number_format})", flush=True)
 
     record["summary"] = summarise(record["runs"])
     save(record, path)
@@ -239,7 +239,6 @@ def draw(record: dict, cifar: data.Cifar10) -> plt.Figure:
         title=cifar.caption(f"Time to accuracy, {setting['threads']} threads"),
     )  # fmt: skip
     axis.legend(fontsize=8)
-    figure.tight_layout()
     return figure
 
 

@@ -138,9 +138,10 @@ class ResidualNet(nn.Module):
 def whitening_filters(images: Tensor, kernel_size: int = 2, eps: float = 5e-4) -> Tensor:
     """Filters w_i = v_i / √(λ_i + eps): a convolution with them gives uncorrelated channels.
 
-    λ_i and v_i are the eigenvalues and eigenvectors of C = mean(p pᵀ), where p runs over all
-    patches of kernel_size × kernel_size pixels of the images. The outputs of the filters then
-    have mean square λ_i / (λ_i + eps), which is near 1, and mean product 0.
+    λ_i and v_i are the eigenvalues and eigenvectors of the covariance C = mean((p − μ)(p − μ)ᵀ),
+    where p runs over all patches of kernel_size × kernel_size pixels of the images and μ is
+    their mean. The outputs then have variance λ_i / (λ_i + eps), which is near 1, and
+    covariance 0.
 
     Args:
         images: (batch, channels, height, width), normalised; a few thousand are enough.
@@ -153,7 +154,8 @@ def whitening_filters(images: Tensor, kernel_size: int = 2, eps: float = 5e-4) -
     Source: D. Page, "How to train your ResNet 8: bag of tricks", 2019.
     """
     patches = F.unfold(images, kernel_size).transpose(1, 2).flatten(0, 1)  # (patches, ck²)
-    C = patches.T @ patches / len(patches)  # (ck², ck²)
+    centred = patches - patches.mean(dim=0)
+    C = centred.T @ centred / len(centred)  # (ck², ck²)
     eigenvalues, eigenvectors = torch.linalg.eigh(C.double().cpu())  # columns, λ ascending
     filters = (eigenvectors / (eigenvalues.clamp(min=0) + eps).sqrt()).T.flip(0)
     return filters.to(images).view(-1, images.shape[1], kernel_size, kernel_size)
