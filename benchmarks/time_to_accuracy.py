@@ -43,7 +43,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     device = runtime.resolve_device(arguments.device)
     cifar = data.load_cifar10(arguments.dataset)
-    train, held_out = data.split(cifar.train, held_out=5_000 / 50_000, seed=0)
+    images = cifar.train.subset(arguments.images or len(cifar.train))
+    train, held_out = data.split(images, held_out=0.1, seed=0)
+    test = cifar.test.subset(min(len(held_out) * 2, len(cifar.test)))
     load_what_torch_loads_late(train)
 
     path = arguments.output.with_suffix(".json")
@@ -54,7 +56,7 @@ def main() -> None:
                 print(f"seed {seed}  {name:17} is done already")
                 continue
             outcome = run_recipe(name, train, held_out, seed, arguments, device, record)
-            record["runs"].append(result(name, seed, outcome, cifar.test, device))
+            record["runs"].append(result(name, seed, outcome, test, device))
             save(record, path)
             reached = f"{outcome.seconds[-1]:7.1f} s  held out {outcome.accuracy[-1]:.1%}"
             print(f"seed {seed}  {name:17} {reached}  ({outcome.number_format})", flush=True)
@@ -73,7 +75,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dataset", default="auto", help='"auto" or "stand-in"')
-    parser.add_argument("--max-steps", type=int, help="cut the articles' recipe short (a trial)")
+    parser.add_argument("--max-steps", type=int, help="a trial: cut the articles' recipe short")
+    parser.add_argument("--images", type=int, help="a trial: use so many training images")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "time_to_accuracy")
     return parser.parse_args()
 
@@ -92,6 +95,7 @@ def describe(arguments: argparse.Namespace, cifar: data.Cifar10, device: torch.d
         "device": str(device),
         "threads": arguments.threads,
         "max_steps": arguments.max_steps,
+        "images": arguments.images,
         "machine": platform.machine(),
         "processor": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -235,7 +239,7 @@ def draw(record: dict, cifar: data.Cifar10) -> plt.Figure:
     setting = record["setting"]
     axis.set(
         xscale="log", xlabel="seconds of training, preparation included",
-        ylabel="accuracy on 5,000 held-out images (%)",
+        ylabel="accuracy on the held-out images (%)",
         title=cifar.caption(f"Time to accuracy, {setting['threads']} threads"),
     )  # fmt: skip
     axis.legend(fontsize=8)

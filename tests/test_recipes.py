@@ -52,7 +52,9 @@ def test_whitened_outputs_have_the_identity_as_their_covariance(channels, size, 
     filters = models.whitening_filters(images, size, eps=0.0)
     y = F.conv2d(images, filters).transpose(0, 1).flatten(1)  # (filters, places)
     covariance = torch.cov(y, correction=0).view(len(y), len(y))
-    torch.testing.assert_close(covariance, torch.eye(len(y), dtype=torch.float64), rtol=0, atol=1e-8)
+    torch.testing.assert_close(
+        covariance, torch.eye(len(y), dtype=torch.float64), rtol=0, atol=1e-8
+    )
 
 
 def test_a_direction_that_never_occurs_is_not_blown_up():
