@@ -50,6 +50,7 @@ SEED = "SEED"  # the parameter over which results are averaged
 MOST_JOBS = 8  # without --jobs: each job holds a copy of the data
 ATTEMPTS = 3  # for a trial whose process was killed; a cell that raises is not tried again
 PATIENCE = 10.0  # seconds that a trial's process has to end its kernel
+CONNECT = 10.0  # seconds that a scheduler has to answer
 OPENS, CLOSES = "[({", "])}"
 
 
@@ -360,8 +361,11 @@ class Outcome:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Metrics by name; a dict of them is spread out: "race_loss.adam". Lists are left out."""
-        return dict(_flat(self.record.get("metrics", {})))
+        """Metrics by name; a dict of them is spread out: "race_loss.adam". Lists are left out.
+
+        A trial that failed after it wrote its results has none: it may have written half.
+        """
+        return dict(_flat(self.record.get("metrics", {}))) if self.state == "passed" else {}
 
 
 def _flat(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -594,7 +598,7 @@ def _connect(address: str) -> Client:
     import shipyard
 
     try:
-        client = Client(address, timeout=10, set_as_default=False)
+        client = Client(address, timeout=CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:
         raise SweepError(
             f"No Dask scheduler answers at {address} ({error}). Expected an address such as "
