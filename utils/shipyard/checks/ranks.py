@@ -34,7 +34,7 @@ from torch import Tensor
 from shipyard.checks import CheckFailed
 from shipyard.checks.differences import describe
 
-TIME_LIMIT = 5.0  # seconds; a run of a lab takes milliseconds
+TIME_LIMIT = 3.0  # seconds; a run of a lab takes milliseconds
 _LIBRARIES = (str(Path(__file__).parent), str(Path(torch.__file__).parent), threading.__file__)
 
 
@@ -54,14 +54,14 @@ class Run:
 
     ``results[rank]``, ``messages`` in the order of sending, ``reductions[rank]`` with the number
     of elements in each of its all_reduce calls, ``unread`` as a count of messages by (src, dst);
-    ``flops[rank]`` where the caller of `run_ranks` counted them.
+    ``multiplications[rank]`` where the caller counted them.
     """
 
     results: list
     messages: list[Message]
     reductions: list[list[int]]
     unread: Counter
-    flops: list[int] = field(default_factory=list)
+    multiplications: list[int] = field(default_factory=list)
 
     def traffic(self) -> str:
         """A table: messages, elements and bytes on each link that was used."""
@@ -324,7 +324,10 @@ class _World:
                 "src. A rank that has finished sends no more."
             )
             return CheckFailed(f"{text}\n{advice}", "waits-for-a-finished-rank")
-        advice = "Each of them waits for a message that the other sends only after its own wait."
+        advice = (
+            "Each of them waits for a message that the other sends later, or never. Count the "
+            "calls in each phase: as many recv as send, and each send before its recv."
+        )
         if not self.messages:
             advice = "All receive before anyone has sent: let each rank send first, then receive."
         return CheckFailed(f"{text}\n{advice}", "deadlock")
