@@ -12,7 +12,7 @@ import pytest
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "time_to_accuracy.py"
 
 SMALL = (
-    *("--dataset", "stand-in", "--images", "1000", "--device", "cpu"),
+    *("--dataset", "stand-in", "--images", "4000", "--device", "cpu"),
     *("--seeds", "1", "--threads", "1", "--max-steps", "20"),
 )
 
