@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from shipyard.distributed.launching import without_machine_paths
+from shipyard.distributed.launching import MARK, marked, send_quietly, without_machine_paths
 from shipyard.runtime import ShipyardError
 
 
@@ -112,21 +112,28 @@ def write(path: Path, fill: Callable) -> None:
 
 
 def end_with_the_launcher(running: Path) -> None:
-    """Kill torchrun and this process group once the launching process is gone.
+    """Kill torchrun and all that belongs to this launch once the launching process is gone.
 
     Ctrl-C, a closed notebook or a killed kernel then leaves nothing behind.
     """
     torchrun = os.getppid()
-    while True:
-        try:
-            os.kill(int(running.read_text()), 0)
-        except (OSError, ValueError):
-            if os.getppid() == torchrun:
-                os.kill(torchrun, signal.SIGKILL)
-            os.killpg(0, signal.SIGKILL)
-        if os.getppid() != torchrun:
-            os.killpg(0, signal.SIGKILL)
+    while is_alive(running) and os.getppid() == torchrun:
         time.sleep(0.3)
+    if os.getppid() == torchrun:
+        send_quietly(os.kill, torchrun, signal.SIGKILL)  # first: it could start new workers
+    for pid in marked(os.environ[MARK]):
+        if pid != os.getpid():
+            send_quietly(os.kill, pid, signal.SIGKILL)
+    os.killpg(0, signal.SIGKILL)
+
+
+def is_alive(running: Path) -> bool:
+    """Whether the process that is named in the file exists, and still waits for this launch."""
+    try:
+        os.kill(int(running.read_text()), 0)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def launch(
         with open(folder / "log.txt", "wb") as log:
             process = subprocess.Popen(
                 command,
-                env=environment(mark, threads),
+                env=environment(mark, threads, max_restarts),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -172,15 +172,11 @@ def launch(
         seconds = time.perf_counter() - start
         text = (folder / "log.txt").read_text(errors="replace")
         failures = read_failures(folder, text, processes)
+        if code != 0 and failures:
+            raise failures[-1]
         if code != 0:
-            raise (
-                failures[-1]
-                if failures
-                else LaunchError(
-                    f"torchrun ended with code {code} before any worker ran. Its last lines:\n"
-                    + tail(text)
-                )
-            )
+            lines = tail(text)
+            raise LaunchError(f"torchrun ended with code {code}; its last lines:\n{lines}")
         attempt = last_attempt(folder)
         results = [
             torch.load(folder / f"attempt-{attempt}-rank-{rank}.result", weights_only=True)
@@ -221,17 +217,21 @@ def plain(arguments: dict[str, Any]) -> dict[str, Any]:
     return {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()}
 
 
-def environment(mark: str, threads: int) -> dict[str, str]:
+def environment(mark: str, threads: int, max_restarts: int) -> dict[str, str]:
     """This process's environment for the workers: loopback only, and no other launch's ranks."""
-    ours = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return env | {
+    foreign = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    env |= {
         MARK: mark,
         "OMP_NUM_THREADS": str(threads),
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
-        "PYTHONUNBUFFERED": "1",
         "KINETO_LOG_LEVEL": "99",  # the profiler would write into the log
     }
+    if max_restarts:
+        # torchrun keeps one store for all attempts, in which restarted ranks find the addresses
+        # of the dead (pytorch issue 135712); this way each attempt's rank 0 makes a new one.
+        env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    return env
 
 
 def last_attempt(folder: Path) -> int:
@@ -295,7 +295,7 @@ def ask_for_stacks(folder: Path, processes: int) -> dict[int, str]:
     stems = [folder / f"attempt-{attempt}-rank-{rank}" for rank in range(processes)]
     for stem in stems:
         if stem.with_suffix(".pid").exists():  # written after the handler was installed
-            signal_quietly(os.kill, int(stem.with_suffix(".pid").read_text()), signal.SIGUSR1)
+            send_quietly(os.kill, int(stem.with_suffix(".pid").read_text()), signal.SIGUSR1)
     time.sleep(0.5)
     return {rank: stack_of(stem) for rank, stem in enumerate(stems)}
 
@@ -348,15 +348,15 @@ def stop_everything(process: subprocess.Popen | None, folder: Path, mark: str) -
     if process is None:
         return
     if process.poll() is None:
-        signal_quietly(os.killpg, process.pid, signal.SIGKILL)  # first: it could start new ones
+        send_quietly(os.killpg, process.pid, signal.SIGKILL)  # first: it could start new ones
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         for path in folder.glob("attempt-*.pid"):
             if sys.platform != "linux":  # Linux finds them by their mark: no number can be stale
-                signal_quietly(os.killpg, int(path.read_text()), signal.SIGKILL)
+                send_quietly(os.killpg, int(path.read_text()), signal.SIGKILL)
         left = list(marked(mark))
         for pid in left:
-            signal_quietly(os.kill, pid, signal.SIGKILL)
+            send_quietly(os.kill, pid, signal.SIGKILL)
         if not left:
             break
         time.sleep(0.02)
@@ -374,7 +374,7 @@ def marked(mark: str) -> Iterator[int]:
             continue
 
 
-def signal_quietly(send: Callable[[int, int], None], pid: int, number: int) -> None:
+def send_quietly(send: Callable[[int, int], None], pid: int, number: int) -> None:
     """Send a signal to a process that may have ended meanwhile."""
     with suppress(ProcessLookupError, PermissionError):
         send(pid, number)

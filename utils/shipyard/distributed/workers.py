@@ -462,11 +462,13 @@ def pipeline(
     expected = torch.autograd.grad(whole_loss, list(layers[rank].parameters()))
     stage = Slow(layers[rank], pause) if pause else layers[rank]
     work = model_parallel.SCHEDULES[schedule](stages, micro_batches)
-    wire = Wire()
-    loss, events = model_parallel.run_pipeline(
-        stage, work, inputs.chunk(micro_batches), labels.chunk(micro_batches), F.cross_entropy,
-        shape=() if rank == 0 else (sizes[rank],), wire=wire,
-    )  # fmt: skip
+    for _ in range(2):  # the first run makes the connections, and does not count
+        wire = Wire()
+        stage.zero_grad()
+        loss, events = model_parallel.run_pipeline(
+            stage, work, inputs.chunk(micro_batches), labels.chunk(micro_batches),
+            F.cross_entropy, shape=() if rank == 0 else (sizes[rank],), wire=wire,
+        )  # fmt: skip
     return {
         "loss": loss,
         "whole_loss": whole_loss.item(),
@@ -548,7 +550,8 @@ def asynchronous(
 
     Args:
         updates: gradients that the server applies before it stops.
-        slow: seconds that each worker (ranks 1, 2, …) sleeps in every step, to make a straggler.
+        slow: seconds that each worker (ranks 1, 2, …) sleeps in every step: (0.01, 0.04) makes
+            rank 2 a straggler, whose gradients are about four updates old.
 
     Returns:
         On rank 0: ``history`` (the worker and the staleness of each update), ``loss_before`` and
