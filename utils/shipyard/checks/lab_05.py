@@ -12,7 +12,8 @@ import io
 import itertools
 import math
 import operator
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -469,7 +470,7 @@ def check_label_smoothing(candidate: Callable) -> Passed:
         signature="label_smoothing(logits, labels, epsilon)",
         reference=reference,
         use=use,
-        outputs=("the loss", "its gradient for the logits"),
+        outputs=("The loss", "The gradient of the loss for the logits"),
         tolerance=1e-6,  # F.one_hot times a number is float32
         cases=[
             case(1, 1, 3, 0.3),
@@ -655,6 +656,19 @@ class _Optimizer:
         return self.kind(model.parameters(), **self.options)
 
 
+class _Batches:
+    """One batch for each step, in few words."""
+
+    def __init__(self, *batches: Tensor):
+        self.batches = batches
+
+    def __repr__(self) -> str:
+        return f"({len(self.batches)} batches of {len(self.batches[0])})"
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.batches)
+
+
 def _norm() -> nn.Module:
     return nn.BatchNorm1d(6)
 
@@ -690,9 +704,10 @@ def check_train_step(candidate: Callable) -> Passed:
             for x, y in zip(images, labels, strict=True):
                 network.calls.clear()
                 loss = function(network, x, y, stepper)
-                if isinstance(loss, Tensor) and loss.requires_grad:
-                    loss = "a tensor that holds its graph"
-                found += [", ".join(network.calls), loss, network.numbers()]
+                graph = isinstance(loss, Tensor) and loss.requires_grad
+                loss = loss.detach() if isinstance(loss, Tensor) else loss
+                found += [", ".join(network.calls), loss, "yes" if graph else "no"]
+                found.append(network.numbers())
             return found
 
     def parts(
@@ -746,7 +761,7 @@ def check_train_step(candidate: Callable) -> Passed:
 
     def case(seed, model, optimizer, size=5):
         images, labels = zip(*_images(seed, *STEPS * [size]), strict=True)
-        return Case(model, list(images), list(labels), optimizer)
+        return Case(model, _Batches(*images), _Batches(*labels), optimizer)
 
     plain = _Network("a linear network")
     norm = _Network("one with batch norm", _norm, nn.ReLU)
@@ -766,7 +781,8 @@ def check_train_step(candidate: Callable) -> Passed:
             for name in (
                 f"What step {t} did",
                 f"The loss of step {t}",
-                f"The numbers of the network after step {t}",
+                f"Whether the loss of step {t} holds its graph",
+                f"After step {t}, network",
             )
         ],
         cases=[
@@ -1038,7 +1054,7 @@ def check_evaluate(candidate: Callable) -> Passed:
             "(loss, accuracy)",
             "Recording of gradients during the evaluation",
             "The mode of the network afterwards",
-            "The stored numbers of the network afterwards",
+            "Afterwards, network",
             "Recording of gradients afterwards",
         ),
         cases=[
@@ -1376,12 +1392,16 @@ def _check_state(save: Callable, load: Callable, training: _Training) -> None:
         try:
             state = _through_a_file(state)
         except Exception as error:
+            refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+            reason = (
+                f"It refuses a {refused[1]}." if refused else f"{type(error).__name__}: {error}"
+            )
             raise CheckFailed(
-                "resume: the state that save_state returned cannot go through a file. It is "
-                "written with torch.save and read with torch.load(weights_only=True), which "
-                "builds tensors, numbers, text, lists and dicts, and refuses whole objects, "
-                "because an object can run code when it is read. Save what state_dict() and "
-                f"get_state() give.\ntorch says: {str(error).splitlines()[0][:200]}",
+                "resume: the state that save_state returned cannot go through a file.\n"
+                "It is written with torch.save and read with torch.load(weights_only=True), which "
+                "builds\ntensors, numbers, text, lists and dicts, and refuses whole objects: to "
+                f"read one can run\nforeign code. {reason}\n"
+                "Save what state_dict() and get_state() give.",
                 "not-serialisable",
             ) from error
         try:
@@ -1537,10 +1557,10 @@ def check_resume(save_state: Callable, load_state: Callable | None = None) -> Pa
         use=_stop_and_go_on,
         tolerance=0.0,  # bit for bit
         outputs=(
-            "The model of a new process that went on from the file",
-            "The model of the training that was saved and went on",
-            "The model of the training that went back to the state in memory",
-            "The model of the training that went back to that state once more",
+            "After a restart from the file, model",
+            "After saving and going on, model",
+            "After going back to the state in memory, model",
+            "After going back to that state once more, model",
         ),
         cases=[Case(t, stop) for t, stop in zip(trainings, (3, 2, 2, 3, 3), strict=True)],
         mistakes=[
