@@ -14,7 +14,7 @@ import pytest
 
 from shipyard import authoring, cli
 
-COMMANDS = ("run", "data", "serve", "labs", "grade", "normalise", "check-device")
+COMMANDS = ("run", "sweep", "data", "serve", "labs", "grade", "normalise", "check-device")
 
 
 @pytest.fixture
@@ -84,6 +84,8 @@ def test_the_help_of_grade_warns_that_code_runs_without_a_sandbox(shipyard):
         (["run", "01", "-p", "EPOCH", "3"], "Did you mean EPOCHS?"),
         (["run", "01", "-p", "EPOCHS", "three"], "EPOCHS takes a whole number"),
         (["run", "01", "--output", "notebooks"], "would overwrite"),
+        (["sweep", "01", "-p", "EPOCH", "1,2"], "Did you mean EPOCHS?"),
+        (["sweep", "01"], "at least one parameter"),
         (["labs"], "holds no notebooks"),
         (["normalise", "missing.ipynb"], "does not exist"),
         (["serve", "missing.onnx"], "missing.onnx"),
@@ -99,7 +101,15 @@ def test_a_mistake_gets_one_clear_message_and_exit_status_2(shipyard, course, ar
     assert not list(course.root.glob("runs/*"))
 
 
-@pytest.mark.parametrize("arguments", [["run"], ["run", "01", "--all"], ["run", "01", "-p", "X"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run"],
+        ["run", "01", "--all"],
+        ["run", "01", "-p", "X"],
+        ["sweep", "01", "-p", "EPOCHS=1", "-p", "EPOCHS=2"],
+    ],
+)
 def test_arguments_that_say_too_little_or_too_much_are_refused(shipyard, course, arguments):
     course.good_lesson()
     status, _, error = shipyard(*arguments)

@@ -665,7 +665,10 @@ def _run_all(
     }  # fmt: skip
     try:
         for future in as_completed(list(futures), loop=client.loop):
-            yield _outcome(futures.pop(future), future, address)
+            outcome = _outcome(futures.pop(future), future, address)
+            # Dask runs a task again whose result somebody holds and whose worker has died.
+            future.release()
+            yield outcome
     finally:
         with contextlib.suppress(Exception):  # the cluster may be gone
             client.cancel(list(futures), force=True)
