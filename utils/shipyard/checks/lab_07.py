@@ -89,6 +89,7 @@ def _judge_ranks(
             raise
         message = "\n".join([str(failure), *notes])
         raise CheckFailed(message, failure.diagnosis) from failure.__cause__
+    runs = runs or [play(candidate, *case.copies()[0]) for case in cases]
     for case, run in zip(cases, runs, strict=True):
         fault = method(run, *case.args)
         if fault:
@@ -111,7 +112,8 @@ def _rehearse(
             names = given.partition("(")[2].rstrip(")").split(", ")
             call = ", ".join(map(_in_words, names, case.args))
             raise CheckFailed(
-                f"{name} did not come to an end with {call}.\n\n{failure}", failure.diagnosis
+                f"{name} is not right yet. With {call} it was stopped.\n\n{failure}",
+                failure.diagnosis,
             ) from failure
         except Exception:
             return []  # the comparison that follows reports it, with its line
@@ -473,10 +475,10 @@ def _average_method(run: Run, grads_of_rank: list, bucket_size: int):
             fits.""",
         )
     if sum(calls) > sum(sizes):
-        return (
+        return fault(
             "sent-twice",
-            facts,
-            ("""You sent more elements than there are. Empty the bucket after you sent it."""),
+            """You sent more elements than there are. Empty the bucket after you sent it, and send
+            it as it is: it need not be filled up with zeros.""",
         )
     return None
 
@@ -882,7 +884,9 @@ def _rehearse_alone(candidate: Callable, signature: str, cases: list[Case]) -> N
             _run_ranks(lambda link, a=args, o=options: candidate(*a, **o), [()])
         except CheckFailed as failure:
             call = ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in options.items())])
-            raise CheckFailed(f"{name}({call}):\n\n{failure}", failure.diagnosis) from failure
+            raise CheckFailed(
+                f"{name} is not right yet.\n\n  {name}({call})\n\n{failure}", failure.diagnosis
+            ) from failure
         except Exception:
             return  # the comparison that follows reports it, with its line
 

@@ -73,7 +73,8 @@ class Run:
         return "\n".join(lines) if len(lines) > 1 else "    (no messages)"
 
     def __repr__(self) -> str:
-        results = [f"    rank {r}: {reprlib.repr(v)}" for r, v in enumerate(self.results)]
+        shown = [describe(v) if isinstance(v, Tensor) else reprlib.repr(v) for v in self.results]
+        results = [f"    rank {rank}: {text}" for rank, text in enumerate(shown)]
         unread = [f"    {n} from {a} to {b}, never received" for (a, b), n in self.unread.items()]
         return "\n".join(["results", *results, "messages", self.traffic(), *unread])
 
