@@ -23,7 +23,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from shipyard.distributed.launching import MARK, marked, send_quietly, without_machine_paths
+from shipyard.distributed.launching import (
+    MARK,
+    marked,
+    require_plain,
+    send_quietly,
+    without_machine_paths,
+)
 from shipyard.runtime import ShipyardError
 
 
@@ -35,14 +41,15 @@ def main(folder: Path) -> None:
     faulthandler.enable(stack, all_threads=False)
     faulthandler.register(signal.SIGUSR1, stack, all_threads=False)
     write(stem.with_suffix(".pid"), lambda file: file.write(str(os.getpid()).encode()))
-    plan = torch.load(folder / "jobs.pt", weights_only=True)
     try:
+        plan = torch.load(folder / "jobs.pt", weights_only=True)
         results = {}
         for name, worker, arguments in plan["jobs"]:
             results[name] = run(worker, arguments, plan["timeout"])
         if dist.is_initialized():
             dist.destroy_process_group()
-        require_plain(results)
+        for name, result in results.items():
+            require_plain(result, name or "result")
         write(stem.with_suffix(".result"), lambda file: torch.save(results, file))
     except BaseException as error:
         report = {"time": time.time(), "traceback": own_traceback(error)}
@@ -55,43 +62,30 @@ def run(worker: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any
     """Call one worker, with the process group made and every rank at its start."""
     place, _, function = worker.partition(":")
     if not function:
-        runpy.run_path(place, run_name="__main__")
+        run_script(place, arguments)
         return {}
     if not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
-    found = runpy.run_path(place)[function] if place.endswith(".py") else find(place, function)
+    script = place.endswith(".py")
+    names = runpy.run_path(place) if script else vars(importlib.import_module(place))
+    if function not in names:
+        raise ShipyardError(f"{Path(place).name} has no function {function}.")
     dist.barrier()
-    result = found(**arguments)
+    result = names[function](**arguments)
     if not isinstance(result, dict):
         raise ShipyardError(f"{function} returned a {type(result).__name__}; expected a dict.")
     return result
 
 
-def find(module: str, function: str) -> Callable[..., dict]:
+def run_script(path: str, arguments: dict[str, Any]) -> None:
+    """Run a whole script as ``python script.py --name value …`` would."""
+    options = [[f"--{name.replace('_', '-')}", str(value)] for name, value in arguments.items()]
+    sys.argv = [path, *(part for option in options for part in option)]
     try:
-        return getattr(importlib.import_module(module), function)
-    except AttributeError:
-        raise ShipyardError(f"The module {module} has no function {function}.") from None
-
-
-def require_plain(results: dict[str, Any]) -> None:
-    """Refuse what ``weights_only=True`` would refuse to read back."""
-
-    def check(value: Any, where: str) -> None:
-        if isinstance(value, dict):
-            for key, part in value.items():
-                check(part, f"{where}[{key!r}]")
-        elif isinstance(value, list | tuple):
-            for i, part in enumerate(value):
-                check(part, f"{where}[{i}]")
-        elif type(value) not in (torch.Tensor, bool, int, float, str, type(None)):
-            raise ShipyardError(
-                f"{where} is a {type(value).__name__}, which a worker cannot return. Return "
-                "tensors, numbers, text, lists and dicts; float(...) and .tolist() help."
-            )
-
-    for name, result in results.items():
-        check(result, name or "result")
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise
 
 
 def own_traceback(error: BaseException) -> str:

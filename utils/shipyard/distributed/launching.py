@@ -109,7 +109,8 @@ def launch(
         worker: a function of an importable module, its name ``"package.module:function"``, or
             ``"path/to/script.py:function"``. It is called on each rank with the process group
             made, and returns a dict of tensors, numbers, text, lists and dicts.
-            ``"path/to/script.py"`` alone runs the script, which makes its own group.
+            ``"path/to/script.py"`` alone runs the script, which makes its own group, with the
+            arguments as ``--name value``; its results are empty dicts.
             A dict ``{name: (worker, arguments)}`` runs several, one after the other, in one
             start of the processes; each rank's result is then ``{name: what it returned}``.
         processes: the number of ranks.
@@ -214,7 +215,24 @@ def name_of(worker: Worker) -> str:
 
 def plain(arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments, with paths as text: what ``weights_only=True`` can read."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()}
+    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()}
+    require_plain(arguments, "arguments")
+    return arguments
+
+
+def require_plain(value: Any, where: str) -> None:
+    """Refuse what ``torch.load(weights_only=True)`` would refuse to read on the other side."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            require_plain(part, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            require_plain(part, f"{where}[{i}]")
+    elif type(value) not in (torch.Tensor, bool, int, float, str, type(None)):
+        raise LaunchError(
+            f"{where} is a {type(value).__name__}, which cannot travel between this process and "
+            "a worker. Use tensors, numbers, text, lists and dicts; float(...) and .tolist() help."
+        )
 
 
 def environment(mark: str, threads: int, max_restarts: int) -> dict[str, str]:
