@@ -13,7 +13,8 @@ reference's. Where one differs, it asks whether a known mistake would give the s
             mistakes=[Mistake("perimeter", "You added ...", lambda h, w: 2 * (h + w))],
         )
 
-A check returns `Passed` or raises `CheckFailed`; it judges answers, never how they were made.
+A check returns `Passed` or raises `CheckFailed`; `compare` judges answers, never how they were made.
+A check that judges the method too (messages sent, times called) hands in its own counters.
 """
 
 from __future__ import annotations
@@ -232,6 +233,8 @@ class _Task:
         return max(self._explained(answer, attempts) for answer in mistake.answers)
 
     def _explained(self, answer: Callable, attempts: list[_Attempt]) -> int:
+        if any(attempt.slug == "changed-input" for attempt in attempts):
+            return 0  # a mistake explains values, and what is wrong here is not a value
         count = 0
         for attempt in sorted(attempts, key=lambda attempt: not attempt.slug):  # failing ones first
             error, wrong = None, attempt.expected

@@ -85,10 +85,13 @@ def _tensor_difference(
             return "axis-of-one", f"{text} An axis of length 1 is lost, or one too many."
         return "wrong-shape", text
     if got.dtype != expected.dtype:
-        return "wrong-dtype", (
-            f"{label} has dtype {got.dtype}; expected {expected.dtype}. New tensors are float32 "
-            "unless you say otherwise: torch.zeros(..., dtype=x.dtype), or x.new_zeros(...)."
-        )
+        text = f"{label} has dtype {got.dtype}; expected {expected.dtype}."
+        if got.dtype == torch.float32:
+            text += (
+                " New tensors are float32 unless you say otherwise: "
+                "torch.zeros(..., dtype=x.dtype), or x.new_zeros(...)."
+            )
+        return "wrong-dtype", text
     if not expected.dtype.is_floating_point:
         expected, got = expected.double(), got.double()
     gap = (got - expected).abs()
