@@ -13,8 +13,8 @@ reference's. Where one differs, it asks whether a known mistake would give the s
             mistakes=[Mistake("perimeter", "You added ...", lambda h, w: 2 * (h + w))],
         )
 
-A check returns `Passed` or raises `CheckFailed`; `compare` judges answers, never how they were made.
-A check that judges the method too (messages sent, times called) hands in its own counters.
+A check returns `Passed` or raises `CheckFailed`. `compare` judges answers, never how they were
+made; a check that judges the method too (messages sent, calls made) brings its own counters.
 """
 
 from __future__ import annotations
