@@ -724,7 +724,7 @@ def test_a_restarted_training_ends_at_the_same_weights_bit_for_bit(tmp_path, mar
     assert interrupted.of("attempt") == [1, 1]
     (failure,) = interrupted.failures
     assert failure.rank == 1
-    assert failure.exit_code == -9
+    assert failure.exit_code in (-9, None)  # torchrun names one process only when it restarts
     assert whole.restarts == 0
     assert whole.of("resumed_at") == [0, 0]
     for a, b in zip(interrupted.results, whole.results, strict=True):

@@ -55,7 +55,8 @@ def main(folder: Path) -> None:
         report = {"time": time.time(), "traceback": own_traceback(error)}
         write(stem.with_suffix(".error"), lambda file: torch.save(report, file))
         print(f"rank {rank}: {report['traceback']}", file=sys.stderr, flush=True)
-        os._exit(1)  # at once: the others wait for this rank
+        time.sleep(0.3)  # a rank that died without a word must be the first that torchrun sees
+        os._exit(1)  # without the usual clean-up, which could wait for the other ranks
 
 
 def run(worker: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
