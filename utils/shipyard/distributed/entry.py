@@ -7,8 +7,8 @@ traceback, back into FOLDER.
 from __future__ import annotations
 
 import faulthandler
-import importlib
 import os
+import pkgutil
 import runpy
 import signal
 import sys
@@ -68,7 +68,7 @@ def run(worker: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any
     if not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
     script = place.endswith(".py")
-    names = runpy.run_path(place) if script else vars(importlib.import_module(place))
+    names = runpy.run_path(place) if script else vars(pkgutil.resolve_name(place))
     if function not in names:
         raise ShipyardError(f"{Path(place).name} has no function {function}.")
     dist.barrier()
