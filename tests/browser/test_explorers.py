@@ -42,6 +42,8 @@ EXPLORERS = {
     "02_gated_recurrent_cells": ("shipyard-lstm-step-explorer", "shipyard-sentence-explorer"),
     "03_attention": ("shipyard-attention-explorer",),
     "04_optimizers": ("shipyard-optimizer-explorer",),
+    "06_training_faster": ("shipyard-roofline-explorer",),
+    "07_distributed_training": ("shipyard-scaling-explorer",),
 }
 SLIDER = "xpath=ancestor::*[contains(@class,'widget-slider')]"
 TRACK = "xpath=ancestor::*[contains(@class,'noUi-target')]"
