@@ -72,7 +72,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "checks": ({"checks"}, {"torch", "numpy"}),
     "authoring": ({"authoring"}, {"nbformat", "nbclient", "nbconvert", "papermill", "nbgrader"}),
     "sweeps": (
-        {"authoring", "plots", "runtime"},
+        {"authoring", "plots", "runtime", "sweeps"},
         {"distributed", "filelock", "matplotlib", "rich", "tqdm"},
     ),
     "cli": (EVERYTHING, {"typer", "rich"}),

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from shipyard import authoring, cli, sweeps
+from shipyard.sweeps import running
 
 pytest.importorskip("distributed", reason="sweeps need the extra `sweep`")
 
@@ -187,6 +188,19 @@ def test_files_of_a_trial_have_readable_names_that_differ(lesson):
     assert first.stem != second.stem
 
 
+# --- The package --------------------------------------------------------------------------------
+
+
+def test_the_package_imports_no_library_of_workers_and_figures_and_not_its_own_program():
+    # A module that its package imports makes `python -m` warn, into every trial's log.
+    unwanted = {"distributed", "matplotlib", "papermill", "shipyard.sweeps.trial"}
+    code = f"import sys; from shipyard import sweeps; print(*{unwanted} & set(sys.modules))"
+    called = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert called.stdout.split() == []
+
+
 # --- What stops a sweep before it begins ----------------------------------------------------------
 
 
@@ -217,7 +231,7 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path, lesson):
 
 
 def test_an_address_where_nobody_answers_is_named(tmp_path, lesson, monkeypatch):
-    monkeypatch.setattr(sweeps, "CONNECT", 1)
+    monkeypatch.setattr(running, "CONNECT", 1)
     sweep = sweeps.plan(lesson(), {"SEED": "0,1"})
     for address in ("tcp://127.0.0.1:1", "nonsense://x"):
         with pytest.raises(sweeps.SweepError, match=f"No Dask scheduler answers at {address}"):
@@ -228,15 +242,15 @@ def test_an_address_where_nobody_answers_is_named(tmp_path, lesson, monkeypatch)
 
 def test_jobs_share_the_cores(monkeypatch, lesson):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(sweeps, "_cores", lambda: 6)
+    monkeypatch.setattr(running, "_cores", lambda: 6)
     sweep = sweeps.plan(lesson(), {"EPOCHS": "1,2"}, {"PROFILE": "full"})
     asked = {"PROFILE": "full", "SHIPYARD_DATA": "/data"}
-    here = sweeps._kernel_environment(sweep, asked, jobs=2, address=None)
+    here = running._kernel_environment(sweep, asked, jobs=2, address=None)
     assert here == {**asked, "OMP_NUM_THREADS": "3"}
-    assert sweeps._kernel_environment(sweep, asked, 2, "tcp://x:1") == {"PROFILE": "full"}
+    assert running._kernel_environment(sweep, asked, 2, "tcp://x:1") == {"PROFILE": "full"}
     assert [sweeps.default_jobs(trials) for trials in (0, 1, 4, 100)] == [1, 1, 4, 6]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert sweeps._kernel_environment(sweep, {}, 2, None)["OMP_NUM_THREADS"] == "5"
+    assert running._kernel_environment(sweep, {}, 2, None)["OMP_NUM_THREADS"] == "5"
 
 
 def test_the_cluster_inside_this_process_listens_on_loopback_only():
@@ -247,7 +261,7 @@ def test_the_cluster_inside_this_process_listens_on_loopback_only():
         return {c.laddr for c in connections if c.status == psutil.CONN_LISTEN}
 
     before = ports()
-    with sweeps._client(2, None) as client:
+    with running._client(2, None) as client:
         assert client.submit(sum, [1, 2]).result(timeout=60) == 3
         opened = ports() - before
     assert {address.ip for address in opened} <= {"127.0.0.1"}
