@@ -31,15 +31,15 @@ def test_time_to_accuracy_is_measured_written_and_never_measured_twice(tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads(output.with_suffix(".json").read_text())
     assert [run["recipe"] for run in record["runs"]] == [
-        "articles", "articles_batched", "sprint", "long",
+        "articles", "articles_batched", "sprint", "sprint_float32", "long",
     ]  # fmt: skip
     assert record["setting"]["stand_in"] is True
     assert record["summary"]["recipes"]["sprint"]["seconds"] > 0
-    assert "times_sooner_than_articles" in record["summary"]
+    assert set(record["summary"]["times_sooner"]) == {"sprint", "sprint_float32"}
     assert output.with_suffix(".png").stat().st_size > 10_000
 
     again = measure(output)
-    assert again.stdout.count("is done already") == 4
+    assert again.stdout.count("is done already") == 5
     assert json.loads(output.with_suffix(".json").read_text()) == record
 
     other = measure(output, "--max-steps", "30")
