@@ -60,7 +60,7 @@ def test_whitened_outputs_have_the_identity_as_their_covariance(channels, size, 
 def test_a_direction_that_never_occurs_is_not_blown_up():
     images = torch.ones(10, 3, 8, 8)
     assert models.whitening_filters(images).isfinite().all()
-    assert models.whitening_filters(images).abs().max() < 1 / 5e-4**0.5
+    assert models.whitening_filters(images).abs().max() <= 1.001 / 5e-4**0.5
 
 
 @pytest.mark.parametrize("side", [16, 17, 24, 32])
