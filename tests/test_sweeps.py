@@ -308,6 +308,9 @@ def test_the_metric_is_an_accuracy_that_moves_else_the_first_number(outcomes):
     _, found = outcomes()
     assert sweeps.choose_metric(found) == "test_accuracy"
     assert sweeps.choose_metric(found, "loss.end") == "loss.end"
+    both = {"test_accuracy": 0.5, "validation_accuracy": 0.4}
+    _, found = outcomes(metrics=lambda trial: both)
+    assert sweeps.choose_metric(found) == "validation_accuracy"
     _, found = outcomes(metrics=lambda trial: {"name": "x", "ok": True, "steps": 3})
     assert sweeps.choose_metric(found) == "steps"
     _, found = outcomes(metrics=lambda trial: {"name": "x"})

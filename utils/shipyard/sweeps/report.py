@@ -54,8 +54,10 @@ def settings_of(outcomes: Sequence[Outcome], metric: str) -> list[Setting]:
 def choose_metric(outcomes: Sequence[Outcome], asked: str | None = None) -> str | None:
     """The metric of the figure: the one asked for, else an accuracy, else the first number.
 
-    A metric whose mean differs between the settings goes first: one that no parameter moves
-    tells nothing. None where no trial has a number.
+    An accuracy on validation images goes before all others: a sweep is there to choose, and
+    what is chosen on the test images is no longer tested. Among those, a metric whose mean
+    differs between the settings goes first: one that no parameter moves tells nothing. None
+    where no trial has a number.
 
     Raises:
         SweepError: no trial has the metric asked for; the message lists those that there are.
@@ -69,7 +71,8 @@ def choose_metric(outcomes: Sequence[Outcome], asked: str | None = None) -> str 
             )
         return asked
     accuracies = [name for name in numbers if "accuracy" in name]
-    candidates = accuracies or numbers
+    chosen_on = [n for n in accuracies if "validation" in n or "val_" in n or "held_out" in n]
+    candidates = chosen_on or accuracies or numbers
     moved = [n for n in candidates if len({s.mean for s in settings_of(outcomes, n)}) > 1]
     return next(iter([*moved, *candidates]), None)
 
