@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(JOBS)
 # The cells of a notebook need one kernel, so a file stays with one process.
 NBVAL := $(PYTEST) --dist=loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300
 
-.PHONY: help lab run test check format labs constraints device clean
+.PHONY: help lab run test check format labs notebooks constraints device clean
 
 help:
 	@echo "make lab      open JupyterLab on the first lesson"
@@ -22,6 +22,7 @@ help:
 	@echo "make test     everything that CI checks"
 	@echo "make check    the fast part of it: lint, architecture, unit tests"
 	@echo "make labs     write labs/ anew from solutions/"
+	@echo "make notebooks  write setup cells, contents and labs anew, in the committed form"
 	@echo "make format   format the code"
 
 # $(call install,extras,stamp): the one way in which .venv is filled.
@@ -40,15 +41,17 @@ $(BIN)/python:
 	  echo "Python could not create $(VENV). On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 
 $(VENV)/.lab: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	$(call install,)
+	$(call install,[lab,serve])
 
 $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(call install,[test])
 	@touch $(VENV)/.lab
 
+# The server's root is the checkout, so that links from lessons to labs and back can be followed.
 lab: $(VENV)/.lab
 	@echo "==> Starting JupyterLab on this machine only. Ctrl-C stops it."
-	$(BIN)/jupyter lab --ip=127.0.0.1 $(ROOT_FLAG) notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" $(ROOT_FLAG) \
+	  --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(LAB_OPTIONS)
 
 # A device that is missing stops everything here, before any work is done.
 device: $(VENV)/.lab
@@ -72,12 +75,19 @@ test: check
 labs: $(VENV)/.test
 	$(BIN)/shipyard labs
 
+notebooks: $(VENV)/.test
+	$(BIN)/shipyard normalise notebooks/*.ipynb solutions/*.ipynb
+	$(BIN)/shipyard contents
+	$(BIN)/shipyard labs
+
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# CUDA's own packages stay out: another system's torch brings others, or none.
 constraints: $(VENV)/.test
-	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable \
+	  | sed 's/+[a-z0-9]*$$//' | grep -vE '^(nvidia-|cuda-|triton)'; } > constraints.new
 	@mv constraints.new constraints.txt && echo "constraints.txt now holds what $(VENV) holds."
 
 clean:

@@ -4,24 +4,33 @@
 
 For each seed, one after the other on the same machine, images and threads:
 
-- the articles' recipe as they print it (one image at a time through a data loader with workers);
+- the articles' recipe as they print it (PIL images one by one through torchvision's transforms
+  and torch's loader with two workers), and the same with no workers;
 - the same recipe, with batches cut from tensors;
 - `SPRINT`: our recipe, to the articles' accuracy, in the number format that is fastest here;
 - the same in float32, for processors without instructions for shorter numbers;
 - `LONG`: our recipe, with the seconds of the articles' recipe as its budget.
 
 The accuracy on the clock is that on 5,000 training images, which no recipe learns from. The
-target is the articles' own median accuracy on them. The test images are shown once, at the end,
-to the finished networks. Imports and the decoded images are loaded before the clock starts; all
-else that a recipe does counts. After each run the JSON file is written, and a second call with
-the same arguments goes on from there.
+target is the articles' own median accuracy on them. There, ours shows each image twice, as it is
+and mirrored, and the articles' recipe once, as they do. The test images are shown at the end, to
+the finished networks, both ways for all. Imports and the decoded images are loaded before the
+clock starts; all else that a recipe does counts, but the choice of number format is made once for
+each kind of network and then kept.
+
+After each run the results are written to a file that belongs to this processor, torch, number of
+threads and the arguments; a second call with the same goes on from there. What others measured is
+in ``benchmarks/results/`` and is shown beside it, never mixed with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import math
 import platform
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -29,12 +38,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from shipyard import data, metrics, plots, recipes, runtime
+from shipyard import data, metrics, number_formats, plots, processor, recipes, runtime
 
-FLOAT32 = recipes.NumberFormat(torch.float32, torch.channels_last)
-HERE = Path(__file__).resolve().parent
+FLOAT32 = number_formats.NumberFormat(torch.float32, torch.channels_last)
+COMMITTED = Path(__file__).resolve().parent / "results"
 TITLES = {
-    "articles": "the articles' recipe, as printed",
+    "articles": "the articles' recipe, as printed (2 workers)",
+    "articles_no_workers": "the articles' recipe, no workers",
     "articles_batched": "the articles' recipe, batches from tensors",
     "sprint": "ours, to the articles' accuracy (sprint)",
     "sprint_float32": "the same in float32",
@@ -52,24 +62,28 @@ def main() -> None:
     test = cifar.test.subset(min(len(held_out) * 2, len(cifar.test)))
     load_what_torch_loads_late(train)
 
-    path = arguments.output.with_suffix(".json")
-    record = start(path, describe(arguments, cifar, device))
+    setting = describe(arguments, cifar, device)
+    path = (arguments.output or own_file(setting)).with_suffix(".json")
+    record = start(path, setting)
+    print(f"{setting['processor']}, {arguments.threads} threads → {path}")
     for seed in range(arguments.seeds):
         for name in TITLES:
             if any(run["recipe"] == name and run["seed"] == seed for run in record["runs"]):
-                print(f"seed {seed}  {name:17} is done already")
+                print(f"seed {seed}  {name:19} is done already")
                 continue
             outcome = run_recipe(name, train, held_out, seed, arguments, device, record)
             record["runs"].append(result(name, seed, outcome, test, device))
             save(record, path)
             reached = f"{outcome.seconds[-1]:7.1f} s  held out {outcome.accuracy[-1]:.1%}"
-            print(f"seed {seed}  {name:17} {reached}  ({outcome.number_format})", flush=True)
+            print(f"seed {seed}  {name:19} {reached}  ({outcome.number_format})", flush=True)
 
-    record["summary"] = summarise(record["runs"])
-    save(record, path)
-    print(report(record["summary"]))
+    print(report(record))
+    for other in sorted(COMMITTED.glob("*.json")):
+        if other.resolve() != path.resolve():
+            print(f"\nFor comparison, measured elsewhere ({other.name}):")
+            print(report(json.loads(other.read_text())))
     figure = draw(record, cifar)
-    figure.savefig(arguments.output.with_suffix(".png"), dpi=150)
+    figure.savefig(path.with_suffix(".png"), dpi=150)
     print(f"{path.name} and {path.stem}.png written")
 
 
@@ -81,7 +95,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dataset", default="auto", help='"auto" or "stand-in"')
     parser.add_argument("--max-steps", type=int, help="a trial: cut the articles' recipe short")
     parser.add_argument("--images", type=int, help="a trial: use so many training images")
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "time_to_accuracy")
+    parser.add_argument("--output", type=Path, help="default: a file of this machine in results/")
     return parser.parse_args()
 
 
@@ -93,6 +107,7 @@ def load_what_torch_loads_late(train: data.ImageSet) -> None:
 
 def describe(arguments: argparse.Namespace, cifar: data.Cifar10, device: torch.device) -> dict:
     """What a run may be compared with: machine, images, threads, versions."""
+    capabilities = torch.cpu.get_capabilities()
     return {
         "dataset": cifar.source,
         "stand_in": cifar.stand_in,
@@ -101,23 +116,29 @@ def describe(arguments: argparse.Namespace, cifar: data.Cifar10, device: torch.d
         "max_steps": arguments.max_steps,
         "images": arguments.images,
         "machine": platform.machine(),
-        "processor": processor(),
+        "processor": processor.describe(),
+        **family_and_model(),
+        "flags": sorted(name for name, value in capabilities.items() if value is True),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "versions": runtime.versions(("torch",)),
+        "versions": runtime.versions(("torch", "torchvision")),
     }
 
 
-def processor() -> str:
-    """The processor's name, and which instructions for short numbers it has."""
+def family_and_model() -> dict[str, str]:
+    """The numbers by which a maker tells its processors apart; unknown where Linux isn't."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or "unknown"
-    facts = dict(line.split(":", 1) for line in lines if ":" in line)
-    facts = {key.strip(): value.strip() for key, value in facts.items()}
-    known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-             if flag in facts.get("flags", "").split()]  # fmt: skip
-    return f"{facts.get('model name', 'unknown')} ({', '.join(known) or 'no such instructions'})"
+        return {"family": "unknown", "model": platform.processor() or "unknown"}
+    facts = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    return {"family": facts.get("cpu family", "unknown"), "model": facts.get("model", "unknown")}
+
+
+def own_file(setting: dict) -> Path:
+    """A file in ``results/`` for this setting alone, named after the processor."""
+    name = re.sub(r"\W+", "_", setting["processor"]).strip("_").lower()
+    mark = hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:8]
+    return runtime.results_dir() / f"time_to_accuracy-{name}-{mark}.json"
 
 
 def start(path: Path, setting: dict) -> dict:
@@ -130,7 +151,7 @@ def start(path: Path, setting: dict) -> dict:
                 "Move it away, or give another --output."
             )
         return record
-    return {"setting": setting, "runs": []}
+    return {"setting": setting, "peak_gflops": round(processor.peak_gflops()), "runs": []}
 
 
 def save(record: dict, path: Path) -> None:
@@ -144,7 +165,7 @@ def run_recipe(name, train, held_out, seed, arguments, device, record) -> recipe
     if name.startswith("articles"):
         return recipes.articles(
             train, held_out, seed=seed, device=device, max_steps=arguments.max_steps,
-            per_image=name == "articles",
+            per_image=name != "articles_batched", workers=2 if name == "articles" else 0,
         )  # fmt: skip
     if name.startswith("sprint"):
         settings = recipes.SPRINT
@@ -159,101 +180,96 @@ def run_recipe(name, train, held_out, seed, arguments, device, record) -> recipe
 
 
 def result(name, seed, outcome, test, device) -> dict:
-    """One run, for JSON; here the test images are shown to the finished network, once."""
-    if name.startswith("articles"):
-        loader = data.BatchLoader(test, 500, **recipes.HALF)
-        tested = metrics.evaluate(outcome.model, loader, device)
-    else:
-        side = (recipes.LONG if name == "long" else recipes.SPRINT).sides[-1]
-        tested = recipes.evaluate_at(outcome.model, test, side, outcome.number_format, device)
+    """One run, for JSON; here the test images are shown to the finished network, both ways."""
+    tested = {}
+    for key, flip in (("test_accuracy", False), ("test_accuracy_flipped", True)):
+        if name.startswith("articles"):
+            loader = data.BatchLoader(test, 500, **recipes.HALF)
+            model = recipes.WithFlip(outcome.model) if flip else outcome.model
+            evaluation = metrics.evaluate(model, loader, device)
+        else:
+            s = outcome.settings
+            evaluation = recipes.evaluate_at(
+                outcome.model, test, s.sides[-1], s.number_format, device, flip
+            )
+        tested[key] = round(evaluation.accuracy, 4)
     return {
         "recipe": name,
         "seed": seed,
         "seconds": [round(s, 3) for s in outcome.seconds],
         "held_out_accuracy": [round(a, 4) for a in outcome.accuracy],
-        "test_accuracy": round(tested.accuracy, 4),
+        **tested,
         "number_format": str(outcome.number_format),
+        "widths": outcome.settings.widths if outcome.settings else None,
         "steps": len(outcome.history.losses),
     }
 
 
-def summarise(runs: list[dict]) -> dict:
-    """Medians over the seeds, and the two ratios."""
-
-    def of(recipe: str) -> list[dict]:
-        return [run for run in runs if run["recipe"] == recipe]
-
-    def median(recipe: str, value) -> float:
-        return statistics.median(value(run) for run in of(recipe))
-
-    target = median("articles", lambda run: run["held_out_accuracy"][-1])
-    sprints = {
-        name: [seconds_to(run, target) for run in of(name)] for name in ("sprint", "sprint_float32")
-    }
-    summary = {
-        "target_held_out_accuracy": target,
-        "recipes": {
-            name: {
-                "seconds": median(name, lambda run: run["seconds"][-1]),
-                "held_out_accuracy": median(name, lambda run: run["held_out_accuracy"][-1]),
-                "test_accuracy": median(name, lambda run: run["test_accuracy"]),
-            }
-            for name in TITLES
-        },
-        "seconds_to_target": sprints,
-        "times_sooner": {},
-    }
-    for name, seconds in sprints.items():
-        reached = statistics.median_high([float("inf") if s is None else s for s in seconds])
-        summary["times_sooner"][name] = {
-            f"than_{theirs}": round(summary["recipes"][theirs]["seconds"] / reached, 1)
-            for theirs in ("articles", "articles_batched")
-        }
-    return summary
-
-
-def seconds_to(run: dict, target: float) -> float | None:
-    """Seconds of the first measurement at or above ``target``; None if there is none."""
+def seconds_to(run: dict, target: float) -> float:
+    """Seconds of the first measurement at or above ``target``; ∞ if there is none."""
     points = zip(run["seconds"], run["held_out_accuracy"], strict=True)
-    return next((seconds for seconds, accuracy in points if accuracy >= target), None)
+    return next((seconds for seconds, accuracy in points if accuracy >= target), math.inf)
 
 
-def report(summary: dict) -> str:
-    lines = [f"{'':44} {'seconds':>8} {'held out':>9} {'test':>7}   (medians)"]
-    for name, row in summary["recipes"].items():
-        lines.append(
-            f"{TITLES[name]:44} {row['seconds']:8.1f} {row['held_out_accuracy']:9.1%} "
-            f"{row['test_accuracy']:7.1%}"
-        )
-    target = (
-        f"The articles' accuracy on the held-out images, {summary['target_held_out_accuracy']:.1%}"
-    )
-    for name, times in summary["times_sooner"].items():
-        lines.append(
-            f"{target}, {TITLES[name]}: {times['than_articles']} times sooner than their recipe as "
-            f"printed, {times['than_articles_batched']} times sooner than batched."
-        )
+def target_of(runs: list[dict]) -> float:
+    """The median accuracy on the held-out images that the articles' recipe ends with."""
+    return statistics.median(r["held_out_accuracy"][-1] for r in runs if r["recipe"] == "articles")
+
+
+def report(record: dict) -> str:
+    """A table: medians over the seeds, and the range from the smallest to the largest."""
+    setting, runs = record["setting"], record["runs"]
+    target = target_of(runs)
+    columns = {
+        "seconds": (lambda run: run["seconds"][-1], ".1f"),
+        "held out": (lambda run: run["held_out_accuracy"][-1], ".1%"),
+        "test": (lambda run: run.get("test_accuracy", math.nan), ".1%"),
+        "test, flipped too": (lambda run: run.get("test_accuracy_flipped", math.nan), ".1%"),
+        f"s to {target:.1%}": (lambda run: seconds_to(run, target), ".1f"),
+    }
+    lines = [
+        f"{setting['processor']}, {setting['threads']} threads, "
+        f"torch {setting['versions']['torch']}, "
+        f"{record.get('peak_gflops', 'unknown')} GFLOP/s in a matrix product, {setting['dataset']}",
+        f"{'median (min–max)':46}" + "".join(f"{name:>22}" for name in columns),
+    ]
+    for name, title in TITLES.items():
+        of = [run for run in runs if run["recipe"] == name]
+        if of:
+            cells = [spread([value(run) for run in of], form) for value, form in columns.values()]
+            lines.append(f"{title:46}" + "".join(f"{cell:>22}" for cell in cells))
+    seeds = len({run["seed"] for run in runs})
+    lines.append(f"{seeds} seed(s). The held-out images are shown twice to ours (as they are and "
+                 "mirrored), once to the articles' network.")  # fmt: skip
     return "\n".join(lines)
+
+
+def spread(values: list[float], form: str) -> str:
+    """ "median (min–max)"; "–" for what was not measured."""
+    if any(math.isnan(value) for value in values):
+        return "–"
+    middle = format(statistics.median_high(values), form)
+    return middle + (f" ({min(values):{form}}–{max(values):{form}})" if len(values) > 1 else "")
 
 
 def draw(record: dict, cifar: data.Cifar10) -> plt.Figure:
     """Held-out accuracy against seconds, every run a line."""
     plots.use_style()
     figure, axis = plt.subplots(figsize=(8, 4.2))
-    colours = [plots.VERMILION, plots.ORANGE, plots.GREEN, plots.SKY, plots.BLUE]
+    colours = [plots.VERMILION, plots.PINK, plots.ORANGE, plots.GREEN, plots.SKY, plots.BLUE]
     for colour, (name, title) in zip(colours, TITLES.items(), strict=True):
         for run in record["runs"]:
             if run["recipe"] == name:
                 accuracy = [100 * a for a in run["held_out_accuracy"]]
                 label = title if run["seed"] == 0 else None
                 axis.plot(run["seconds"], accuracy, "o-", ms=3, color=colour, label=label)
-    target = 100 * record["summary"]["target_held_out_accuracy"]
+    target = 100 * target_of(record["runs"])
     axis.axhline(target, color=plots.GREY, linestyle="--", label="the articles' accuracy")
     setting = record["setting"]
     axis.set(
         xscale="log", xlabel="seconds of training, preparation included",
         ylabel="accuracy on the held-out images (%)",
-        title=cifar.caption(f"Time to accuracy, {setting['threads']} threads"),
+        title=cifar.caption(f"{setting['processor']}, {setting['threads']} threads"),
     )  # fmt: skip
     axis.legend(fontsize=8)
     return figure

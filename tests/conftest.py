@@ -4,26 +4,68 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+from second_device import build
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
+# Hypothesis fails a test that takes over 200 ms once; on a busy machine any does.
+settings.register_profile("shipyard", deadline=None)
+settings.load_profile("shipyard")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Stop at once where $DEVICE names a device that is missing: nothing falls back silently."""
+    """Stop at once where $DEVICE names a device that is missing: nothing falls back silently.
+
+    Tests start with the data beside the checkout, and with Ctrl-C as in a terminal.
+    """
     shared = ROOT.parent / "shared" / "data"
     if not os.environ.get("SHIPYARD_DATA") and shared.is_dir():
         os.environ["SHIPYARD_DATA"] = str(shared)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A script's job with & begins so, and so would the programs that tests start and stop.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("DEVICE") and not hasattr(config, "workerinput"):
         from shipyard import runtime
+        from shipyard.errors import ShipyardError
 
         try:
             runtime.resolve_device(os.environ["DEVICE"])
-        except runtime.ShipyardError as error:
+        except ShipyardError as error:
             pytest.exit(str(error), returncode=2)
+
+
+def device_environment() -> tuple[str, dict[str, str]]:
+    """A device that is not the CPU, and the variables under which a new process knows it.
+
+    It is $DEVICE where that names one, else the second device of tests/second_device.
+    """
+    named = os.environ.get("DEVICE", "auto")
+    if named not in ("auto", "cpu"):
+        return named, {}
+    return "second", build.environment()
+
+
+def pytest_report_header() -> str:
+    """Say on which device the tests of `device_environment` run."""
+    named = os.environ.get("DEVICE", "auto")
+    if named in ("auto", "cpu"):
+        reason = build.why_not()
+        found = f"none ({reason})" if reason else "second device (CPU memory)"
+    else:
+        import torch
+
+        is_gpu = torch.device(named).type == "cuda"
+        found = f"{named}: {torch.cuda.get_device_name(named)}" if is_gpu else named
+    return f"device checks: {found}"
 
 
 def find_chromium() -> str | None:
@@ -32,16 +74,20 @@ def find_chromium() -> str | None:
     return named or next(filter(None, map(shutil.which, CHROMIUMS)), None)
 
 
+@pytest.hookimpl(trylast=True)  # after -m has left out what this run does not want
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine cannot run, and say why."""
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 
-        if not torch.cuda.is_available():
-            reason = f"needs a CUDA device; torch {torch.__version__} sees none here"
+        if not torch.accelerator.is_available():
+            reason = f"needs an accelerator; torch {torch.__version__} sees none in this process"
             _skip(items, "gpu", reason)
     if find_chromium() is None:
-        _skip(items, "browser", f"needs one of these on the PATH: {', '.join(CHROMIUMS)}")
+        reason = f"needs one of these on the PATH: {', '.join(CHROMIUMS)}"
+        if os.environ.get("CI") == "true" and any(i.get_closest_marker("browser") for i in items):
+            raise pytest.UsageError(f"CI=true, so the browser tests may not be skipped: {reason}")
+        _skip(items, "browser", reason)
 
 
 def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
@@ -54,6 +100,31 @@ def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
 def root() -> Path:
     """The checkout."""
     return ROOT
+
+
+@pytest.fixture
+def other_device(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a device that is not the CPU and that new processes know.
+
+    Without a C++ compiler the test is skipped; on CI, where one is expected, it fails.
+    """
+    named, reason = os.environ.get("DEVICE", "auto"), build.why_not()
+    if reason and named in ("auto", "cpu"):
+        if os.environ.get("CI") == "true" and sys.platform != "win32":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    name, environment = device_environment()
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    return name
+
+
+@pytest.fixture
+def accelerator():
+    """The accelerator of this process, for tests marked ``gpu``."""
+    import torch
+
+    return torch.accelerator.current_accelerator(check_available=True)
 
 
 @pytest.fixture(scope="session")
@@ -78,12 +149,13 @@ EPOCHS = 2
 LEARNING_RATE = 0.1
 VERBOSE = False
 SIZES = (1, 2)
+NOTE: str | None = None
 STEPS = None"""
 RESULTS = """import json
 from pathlib import Path
 record = {"device": DEVICE, "profile": PROFILE, "dataset": "stand-in",
           "metrics": {"epochs": EPOCHS, "accuracy": 0.51239, "curve": [1, 2]}}
-Path(os.environ["SHIPYARD_RESULTS"], "01.json").write_text(json.dumps(record))"""
+Path(os.environ["SHIPYARD_RESULTS"], "good.json").write_text(json.dumps(record))"""
 CHECKS = """class CheckFailed(AssertionError):
     def __init__(self, message, diagnosis):
         super().__init__(message)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from shipyard import processor
 
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "time_to_accuracy.py"
 
@@ -17,31 +20,40 @@ SMALL = (
 )
 
 
-def measure(output: Path, *options: str) -> subprocess.CompletedProcess:
+def measure(results: Path, *options: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, str(BENCHMARK), *SMALL, "--output", str(output), *options],
+        [sys.executable, str(BENCHMARK), *SMALL, *options],
         capture_output=True, text=True, timeout=400,
+        env={**os.environ, "SHIPYARD_RESULTS": str(results)},
     )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_time_to_accuracy_is_measured_written_and_never_measured_twice(tmp_path):
-    output = tmp_path / "small"
-    done = measure(output)
+def test_a_newcomer_measures_his_own_machine_once_and_sees_the_others_beside_it(tmp_path):
+    done = measure(tmp_path)
     assert done.returncode == 0, done.stderr
-    record = json.loads(output.with_suffix(".json").read_text())
+    assert "is done already" not in done.stdout
+    (file,) = tmp_path.glob("time_to_accuracy-*.json")
+    record = json.loads(file.read_text())
     assert [run["recipe"] for run in record["runs"]] == [
-        "articles", "articles_batched", "sprint", "sprint_float32", "long",
+        "articles", "articles_no_workers", "articles_batched", "sprint", "sprint_float32", "long",
     ]  # fmt: skip
-    assert record["setting"]["stand_in"] is True
-    assert record["summary"]["recipes"]["sprint"]["seconds"] > 0
-    assert set(record["summary"]["times_sooner"]) == {"sprint", "sprint_float32"}
-    assert output.with_suffix(".png").stat().st_size > 10_000
+    for run in record["runs"]:
+        assert {"test_accuracy", "test_accuracy_flipped"} < set(run)
+    setting = record["setting"]
+    assert setting["stand_in"] is True
+    assert setting["processor"] == processor.describe()
+    assert {"family", "model", "flags", "threads", "versions"} < set(setting)
+    assert record["peak_gflops"] > 0
+    assert file.with_suffix(".png").stat().st_size > 10_000
+    for other in (BENCHMARK.parent / "results").glob("*.json"):
+        label = json.loads(other.read_text())["setting"]["processor"]
+        assert f"measured elsewhere ({other.name}):\n{label}" in done.stdout
 
-    again = measure(output)
-    assert again.stdout.count("is done already") == 5
-    assert json.loads(output.with_suffix(".json").read_text()) == record
+    again = measure(tmp_path)
+    assert again.stdout.count("is done already") == 6
+    assert json.loads(file.read_text()) == record
 
-    other = measure(output, "--max-steps", "30")
+    other = measure(tmp_path, "--max-steps", "30", "--output", str(file))
     assert other.returncode != 0
     assert "another setting" in other.stderr

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pickle
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from shipyard import checks
-from shipyard.checks import Case, CheckFailed, Mistake, compare
+from shipyard.checks import Case, CheckFailed, Mistake, catalogue, changes, compare
 
 BANKS = {
     path.stem: importlib.import_module(f"wrong_answers.{path.stem}")
-    for path in sorted(Path(__file__).parent.glob("wrong_answers/lab_*.py"))
+    for path in sorted(Path(__file__).parent.glob("wrong_answers/[!_]*.py"))
 }
 LABS = {name: importlib.import_module(f"shipyard.checks.{name}") for name in BANKS}
 TASKS = [(lab, name) for lab, bank in BANKS.items() for name in bank.TASKS]
 WRONG = [(lab, name, wrong) for lab, name in TASKS for wrong in BANKS[lab].TASKS[name].wrong]
+CATALOGUES = {lab: catalogue.read(lab) for lab in LABS}
+EDITED = [
+    pytest.param(lab, name, entry, form, id=f"{lab}-{name}-{entry.slug}-{number}")
+    for lab, tasks in CATALOGUES.items()
+    for name, entries in tasks.items()
+    for place, entry in enumerate(entries)
+    for number, form in enumerate(entry.forms)
+    if not any(form in earlier.forms for earlier in entries[:place])
+]
 CORRECT = [(lab, name, form) for lab, name in TASKS for form in BANKS[lab].TASKS[name].correct]
 
 
@@ -35,6 +47,53 @@ def test_a_wrong_answer_fails_with_its_diagnosis(lab, name, wrong):
         check_of(lab, name)(function)
     assert caught.value.diagnosis == diagnosis, f"\n{caught.value}"
     assert name in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lab", "name", "entry", "form"), EDITED)
+def test_every_edit_of_a_catalogue_is_told_its_own_name(lab, name, entry, form):
+    """So each edit matches, changes an answer, and is no other mistake under a second name."""
+    wrong = catalogue.edited(getattr(LABS[lab], name), form)
+    with pytest.raises(CheckFailed) as caught:
+        check_of(lab, name)(wrong)
+    assert caught.value.diagnosis == entry.slug, f"{form}\n{caught.value}"
+    assert "This explains" not in str(caught.value)
+
+
+def test_two_mistakes_at_once_are_both_named():
+    def lstm_cell(x, state, w_ih, w_hh, b_ih, b_hh):
+        h, c = state
+        i, f, g, o = (x @ w_ih.T + h @ w_hh.T + b_hh).chunk(4, 1)  # one bias dropped
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c, c  # the tanh is missing
+
+    failure = failure_of(lstm_cell, LABS["recurrent"].check_lstm_cell)
+    assert failure.diagnosis == "bias-dropped+tanh-missing-on-output"
+    assert "One of the biases is missing" in str(failure)
+    assert "The tanh on the cell state is missing" in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("# double\n\n## squared\n\nYou squared x.", "needs at least one edit"),
+        ("# double\n\n## squared\n- `2 * x` → `x * x`", "an advice"),
+        ("# double\n\n## squared\n- 2 * x becomes x * x\n\nYou squared x.", "cannot read"),
+    ],
+)
+def test_a_catalogue_that_cannot_be_read_is_refused(text, words):
+    with pytest.raises(catalogue.CatalogueError, match=words):
+        catalogue.parse(text)
+
+
+def test_an_edit_that_does_not_match_as_often_as_it_says_is_refused():
+    with pytest.raises(catalogue.CatalogueError, match="stands 2 times in the reference"):
+        catalogue.Edit("x", "y").apply("x + x")
+
+
+@pytest.mark.parametrize("lab", CATALOGUES)
+def test_a_catalogue_speaks_of_tasks_that_exist(lab):
+    assert set(CATALOGUES[lab]) <= set(BANKS[lab].TASKS)
 
 
 @pytest.mark.slow
@@ -55,7 +114,7 @@ def test_the_untouched_stub_is_said_to_be_not_written_yet(lab, name):
 @pytest.mark.parametrize(("lab", "name"), TASKS)
 def test_a_bank_holds_enough_answers(lab, name):
     task = BANKS[lab].TASKS[name]
-    assert len(task.wrong) >= 7
+    assert len(task.wrong) >= 2  # of a catalogue's mistakes, written once more by hand
     assert len(task.correct) >= 2
 
 
@@ -69,14 +128,81 @@ def test_every_check_of_a_lab_has_answers_in_the_bank(lab):
 def test_every_mistake_that_a_check_names_is_made_by_an_answer_in_the_bank(lab, name, monkeypatch):
     named = set()
 
-    def remember(candidate, *, mistakes=(), **rest):
-        named.update(mistake.slug for mistake in mistakes)
+    def remember(candidate, *, mistakes=None, **rest):
+        # those of a catalogue are made by its own edits: the test above
+        named.update(mistake.slug for mistake in mistakes or ())
         return compare(candidate, mistakes=mistakes, **rest)
 
     monkeypatch.setattr(LABS[lab], "compare", remember, raising=False)
     task = BANKS[lab].TASKS[name]
     check_of(lab, name)(next(iter(task.correct.values())))
     assert named <= {diagnosis for _, diagnosis in task.wrong.values()}
+
+
+def settings_of(lab, name, monkeypatch, other_numbers=0):
+    """The arguments with which a check calls `compare`, its cases from another seed."""
+    asked = []
+
+    def remember(candidate, **settings):
+        asked.append(settings | {"cases": list(settings["cases"])})
+        return checks.Passed(name, 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LABS[lab], "compare", remember, raising=False)
+        draws = checks.draws
+        patch.setattr(LABS[lab], "draws", lambda n: draws(n + other_numbers), raising=False)
+        check_of(lab, name)(next(iter(BANKS[lab].TASKS[name].correct.values())))
+    return asked[0] if asked else {}
+
+
+def agreement(function, settings):
+    """For each case, whether ``function`` answers as the reference does; an error is no answer."""
+    reference, tolerance = settings["reference"], settings.get("tolerance", 1e-7)
+    task = checks._Task("", reference, (), tolerance, settings.get("use"))
+    for case in settings["cases"]:
+        expected = task.answer(reference, *case.copies())
+        try:
+            yield task.same(expected, task.answer(function, *case.copies()))
+        except Exception:
+            yield False
+
+
+@pytest.mark.parametrize(("lab", "name"), TASKS)
+def test_the_reference_and_its_other_forms_pass(lab, name, monkeypatch):
+    settings = settings_of(lab, name, monkeypatch)
+    for form in (settings.get("reference"), *settings.get("forms", ())):
+        if form is not None and "<" not in form.__qualname__:
+            task = checks._Task(
+                name, form, (), settings.get("tolerance", 1e-7), settings.get("use")
+            )
+            for case in settings["cases"]:
+                expected = task.answer(settings["reference"], *case.copies())
+                assert task.same(expected, task.answer(form, *case.copies())), form
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lab", "name"), TASKS)
+def test_a_small_change_that_passes_is_right_with_other_numbers_too(lab, name, monkeypatch):
+    """No change slips through because the numbers of a check happen to agree.
+
+    A sample of them; ALL_CHANGES=1 and pytest's -s try all, and list those that change nothing.
+    """
+    first, second = (settings_of(lab, name, monkeypatch, n) for n in (0, 1000))
+    reference = first.get("reference")
+    if reference is None or not first.get("small_changes", True):
+        pytest.skip("this check runs ranks, in which a change may wait for ever")
+    every = changes.changes(reference)
+    sample = len(every) if os.environ.get("ALL_CHANGES") == "1" else min(len(every), 60)
+    tried, survivors = 0, []
+    for change in random.Random(0).sample(every, sample):
+        changed = changes._built(reference, change.source)
+        tried += changed is not None
+        if changed and all(agreement(changed, first)):
+            survivors.append(change)
+            assert all(agreement(changed, second)), change
+    print(f"{lab}.{name}: {tried} small changes, {len(survivors)} give the same answers")
+    for change in survivors:
+        print(f"    {change.old} -> {change.new} in: {change.line}")
 
 
 # The engine, on a task that needs no mathematics.
@@ -126,7 +252,8 @@ def test_a_stub_that_the_answer_calls_is_named():
 
 def test_the_message_shows_the_call_the_shapes_and_both_values():
     message = str(failure_of(lambda x, plus=0: 2 * x + 1 + plus))
-    assert "3 of 3 cases fail. The first is case 1" in message
+    assert message.startswith("double is not right yet: 3 of 3 cases fail.")
+    assert "The first that fails is case 1:" in message
     assert "double(x)\n    x  float64 tensor of shape (2, 3): [[0, 1, 2], [3, 4, 5]]" in message
     assert "differs first at [0, 0]: expected 0, got 1." in message
     assert "6 of 6 values differ, by 1 at most." in message
@@ -149,10 +276,99 @@ def test_a_mistake_that_explains_only_some_failures_says_so():
     assert "This explains 2 of the 3 cases that fail." in str(failure)
 
 
+def test_a_mistake_that_explains_few_of_the_failures_is_offered_as_a_question():
+    failure = failure_of(lambda x, plus=0: 2 * x if plus else x + 9, plus_first)
+    assert failure.diagnosis == "plus-lost"
+    assert "Is it this (plus-lost)? It would explain 1 of the 3 cases that fail." in str(failure)
+    assert "What went wrong" not in str(failure)
+
+
+def plus_first(candidate):
+    x = checks.draws(1)(3, 2)
+    return compare(
+        candidate,
+        signature="double(x, plus=0)",
+        reference=lambda x, plus=0: 2 * x + plus,
+        cases=[Case(x, plus=3), Case(x), Case(2 * x)],
+        mistakes=[Mistake("plus-lost", "You left out plus.", lambda x, plus=0: 2 * x * (plus > 0))],
+    )
+
+
+def test_the_verdict_stands_first_and_a_long_message_is_cut():
+    columns = [torch.full((16, 1), float(n)) for n in range(12)]
+    with pytest.raises(CheckFailed) as caught:
+        compare(
+            lambda columns: sum(columns) ** 2,
+            signature="add(columns)",
+            reference=sum,
+            cases=[Case(columns)],
+            mistakes=[Mistake("squared", "You squared.", lambda columns: sum(columns) ** 2)],
+        )
+    lines = str(caught.value).split("\n")
+    assert lines[2] == "What went wrong (squared):"
+    assert len(lines) <= 25
+    assert any("lines more" in line for line in lines)
+    assert "differs first at [0, 0]: expected 66, got 4356." in str(caught.value)
+
+
+def check_ramp(candidate, **settings):
+    cases = [Case(5), Case(7), Case(11)]
+    return compare(candidate, reference=ramp, cases=cases, **settings)
+
+
+def ramp(count):
+    """Where the module is not one of the checks, small changes are tried all the same."""
+    height = torch.arange(count, dtype=torch.float64)
+    steep = height - height.mean()
+    return 3 * steep / steep.std()
+
+
+@pytest.mark.parametrize(
+    ("candidate", "words"),
+    [
+        (lambda n: 3 * (x := torch.arange(n).double()) / x.std(), "height.mean()"),
+        (lambda n: (x := torch.arange(n).double() - (n - 1) / 2) / x.std(), "3 * steep"),
+        (lambda n: ramp(n).tolist(), "ramp(...)"),
+    ],
+)
+def test_a_mistake_without_a_name_is_shown_as_a_small_change_of_the_formula(candidate, words):
+    failure = failure_of(candidate, check_ramp)
+    assert "Your result is" in str(failure)
+    assert words in str(failure)
+    assert "Your result is" not in str(failure_of(lambda n: candidate(n)[:2], check_ramp))
+
+
+def test_an_error_is_never_explained_by_a_small_change():
+    failure = failure_of(lambda n: ramp(n) + torch.zeros(n + 1), check_ramp)
+    assert failure.diagnosis == "raised-error"
+    assert "Your result" not in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("name", "candidate"),
+    [
+        ("std", lambda n: ramp(n)),
+        ("arange", lambda n: ramp(n)),
+        ("softmax", lambda n: ramp(n) + 0 * torch.nn.functional.softmax(torch.ones(2), 0).sum()),
+        (
+            "softmax(dtype)",
+            lambda n: ramp(n) + 0 * F.softmax(torch.ones(2), 0, dtype=torch.float64).sum(),
+        ),
+        ("SGD.__init__", lambda n: (torch.optim.SGD([torch.ones(1)]), ramp(n))[1]),
+    ],
+)
+def test_a_right_answer_from_a_forbidden_function_is_refused(name, candidate):
+    with pytest.raises(CheckFailed, match="Write it yourself") as caught:
+        check_ramp(candidate, forbidden={"cumsum": "Not called.", name: "Write it yourself."})
+    assert caught.value.diagnosis == "forbidden-call"
+    assert f"it calls torch's {name}" in str(caught.value)
+
+
 def test_a_mistake_that_shows_only_in_one_case_is_named_there():
     failure = failure_of(lambda x, plus=0: 2 * x)
     assert failure.diagnosis == "plus-lost"
-    assert "1 of 3 cases fail. The first is case 3" in str(failure)
+    assert "1 of 3 cases fail." in str(failure)
+    assert "The first that fails is case 3:" in str(failure)
     assert "double(x, plus=3)" in str(failure)
 
 

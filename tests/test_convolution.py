@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from shipyard import convolution
 
@@ -136,25 +135,15 @@ def test_conv2d_backward_agrees_with_finite_differences():
 
 @thoroughly
 @given(geometries())
-def test_im2col_and_col2im_agree_with_unfold_and_fold(g):
+def test_col2im_agrees_with_fold(g):
     columns = F.unfold(g.x, g.kernel_size, **g.sizes)
-    assert_same(convolution.im2col(g.x, g.kernel_size, **g.sizes), columns)
     image = F.fold(columns, g.size, g.kernel_size, **g.sizes)
     assert_same(convolution.col2im(columns, g.size, g.kernel_size, **g.sizes), image)
 
 
-@quickly
-@given(geometries())
-def test_col2im_is_the_transpose_of_im2col(g):
-    columns = convolution.im2col(g.x, g.kernel_size, **g.sizes)
-    other = torch.cos(columns)  # any other columns
-    image = convolution.col2im(other, g.size, g.kernel_size, **g.sizes)
-    assert_same((columns * other).sum(), (g.x * image).sum())
-
-
 POOLS = {
-    "max": (convolution.max_pool2d, convolution.max_pool2d_backward, F.max_pool2d),
-    "avg": (convolution.avg_pool2d, convolution.avg_pool2d_backward, F.avg_pool2d),
+    "max": (convolution.max_pool2d, F.max_pool2d),
+    "avg": (convolution.avg_pool2d, F.avg_pool2d),
 }
 
 
@@ -164,14 +153,13 @@ POOLS = {
     g=geometries(dilation=1, half_padding=True), default_stride=st.booleans(), ties=st.booleans()
 )
 def test_pooling_and_its_gradients_agree_with_torch(kind, g, default_stride, ties):
-    ours, backward, theirs = POOLS[kind]
+    ours, theirs = POOLS[kind]
     x = g.x.round() - 3 if ties else g.x - 3  # negative: a zero in the padding would win
     sizes = (g.kernel_size, None if default_stride else g.stride, g.padding)
     y, _, (our_grad,) = value_and_gradients(lambda x: ours(x, *sizes), [x])
-    expected, grad_output, (grad,) = value_and_gradients(lambda x: theirs(x, *sizes), [x])
+    expected, _, (grad,) = value_and_gradients(lambda x: theirs(x, *sizes), [x])
     assert_same(y, expected)
     assert_same(our_grad, grad)
-    assert_same(backward(grad_output, x, *sizes), grad)
 
 
 @thoroughly
@@ -187,39 +175,9 @@ def test_output_size_of_an_int_is_an_int():
 
 
 @quickly
-@given(
-    st.lists(
-        st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=4
-    )
-)
-def test_receptive_field_is_the_footprint_of_the_gradient(layers):
-    fields = convolution.receptive_field(layers)
-    size, jump = fields[-1]
-    assert len(fields) == len(layers)
-    x = torch.ones(1, 1, 1, size + jump, dtype=torch.float64, requires_grad=True)
-    y = x
-    for kernel_size, stride, dilation in layers:
-        weight = torch.ones(1, 1, 1, kernel_size, dtype=torch.float64)
-        y = convolution.conv2d(y, weight, stride=(1, stride), dilation=(1, dilation))
-    seen = [
-        torch.autograd.grad(y[..., i].sum(), x, retain_graph=True)[0].nonzero()[:, -1].tolist()
-        for i in (0, 1)
-    ]
-    assert (seen[0][0], seen[0][-1]) == (0, size - 1)
-    assert seen[1][0] == jump
-
-
-@quickly
 @given(geometries())
-def test_flops_and_parameters_are_those_that_torch_counts(g):
-    counter = FlopCounterMode(display=False)
-    with counter:
-        F.conv2d(g.x, g.weight, **g.sizes, groups=g.groups)
+def test_parameters_are_those_that_torch_counts(g):
     filters, channels = g.weight.shape[0], g.x.shape[1]
-    flops = convolution.conv2d_flops(
-        g.size, channels, filters, g.kernel_size, **g.sizes, groups=g.groups, batch=len(g.x)
-    )
-    assert flops == counter.get_total_flops()
     for bias in (True, False):
         layer = nn.Conv2d(channels, filters, g.kernel_size, groups=g.groups, bias=bias)
         count = convolution.conv2d_parameters(channels, filters, g.kernel_size, g.groups, bias)
@@ -233,10 +191,9 @@ def test_float32_stays_float32():
     assert {g.dtype for g in convolution.conv2d_backward(y, x, weight, padding=1)} == {
         torch.float32
     }
-    for ours, backward, theirs in POOLS.values():
+    for ours, theirs in POOLS.values():
         pooled = ours(x, 2)
         torch.testing.assert_close(pooled, theirs(x, 2))
-        assert backward(pooled, x, 2).dtype == torch.float32
 
 
 def test_an_empty_batch_gives_an_empty_answer_of_the_same_shape_as_torch():
@@ -247,10 +204,8 @@ def test_an_empty_batch_gives_an_empty_answer_of_the_same_shape_as_torch():
     assert grad_x.shape == x.shape
     assert not grad_weight.any()
     assert not grad_bias.any()
-    assert convolution.im2col(x, 3).shape == (0, 18, 9)
-    for ours, backward, theirs in POOLS.values():
+    for ours, theirs in POOLS.values():
         assert ours(x, 2).shape == theirs(x, 2).shape
-        assert backward(ours(x, 2), x, 2).shape == x.shape
 
 
 def test_windows_are_a_view_and_cost_no_memory():
@@ -265,7 +220,7 @@ def test_inputs_are_left_as_they_were():
     before = x.clone(), weight.clone()
     y = convolution.conv2d(x, weight, padding=1)
     convolution.conv2d_backward(y, x, weight, padding=1)
-    convolution.max_pool2d_backward(convolution.max_pool2d(x, 2), x, 2)
+    convolution.max_pool2d(x, 2)
     assert torch.equal(x, before[0])
     assert torch.equal(weight, before[1])
 
@@ -289,7 +244,6 @@ X, WEIGHT = torch.ones(1, 4, 5, 5), torch.ones(6, 4, 3, 3)
         (lambda: convolution.conv2d_backward(X, X, WEIGHT), r"expected \(1, 6, 3, 3\)"),
         (lambda: convolution.max_pool2d(X, 2, padding=2), "half of kernel_size"),
         (lambda: convolution.avg_pool2d(X, 7), "spans 7, but the input of 5"),
-        (lambda: convolution.avg_pool2d_backward(X, X, 2), r"expected \(1, 4, 2, 2\)"),
         (lambda: convolution.col2im(X[0], (5, 5), 3), r"\(4, 5, 5\); expected \(batch"),
         (lambda: convolution.output_size(5, (3, 2)), r"give size as a pair \(5, 5\)"),
         (lambda: convolution.output_size(2, 3), "does not fit"),

@@ -7,18 +7,22 @@ import errno
 import hashlib
 import importlib
 import io
+import json
 import multiprocessing
 import os
 import pickle
 import shutil
+import socket
 import struct
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+import tracemalloc
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,10 +36,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from torchvision.datasets import CIFAR10
+from torchvision.transforms import v2
 
 from data_servers import Behaviour, closed_port, serve
-from shipyard import data, runtime
+from shipyard import data
 from shipyard.data import BatchLoader, DataError, DownloadError, ImageSet, load_cifar10
+from shipyard.data.sets import Arrays
+from shipyard.errors import ShipyardError
 
 REAL_DATA = os.environ.get("SHIPYARD_DATA")  # before the fixture below takes it away
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
@@ -73,10 +81,10 @@ def python2_batch(rows: np.ndarray, labels: list[int]) -> bytes:
 
 @dataclasses.dataclass
 class Tiny:
-    """60 random images: five train batches of 10 and a test batch of 10."""
+    """60 random images: five train batches of 10, a test batch of 10, and the class names."""
 
     batches: dict[str, bytes]
-    archive: data.Archive
+    archive: data.download.Archive
     packed: bytes
     images: np.ndarray  # (60, 3, 32, 32), the last 10 are the test set
     labels: np.ndarray
@@ -88,13 +96,13 @@ class Tiny:
         return path
 
     def write_folder(self, folder: Path) -> Path:
-        path = folder / self.archive.folder
+        path = folder / data.sources.BATCHES_FOLDER
         path.mkdir(parents=True, exist_ok=True)
         for name, content in self.batches.items():
             (path / name).write_bytes(content)
         return path
 
-    def at(self, url: str) -> data.Archive:
+    def at(self, url: str) -> data.download.Archive:
         return dataclasses.replace(self.archive, url=url)
 
     def matches(self, loaded: data.Cifar10) -> bool:
@@ -116,29 +124,33 @@ def pack(batches: dict[str, bytes]) -> bytes:
     return stream.getvalue()
 
 
-def describe(batches: dict[str, bytes], packed: bytes) -> data.Archive:
-    md5 = {name: hashlib.md5(content).hexdigest() for name, content in batches.items()}
-    test = {"test_batch": md5.pop("test_batch")}
-    return data.Archive(
-        f"http://127.0.0.1:{closed_port()}/cifar-10-python.tar.gz",
-        hashlib.md5(packed).hexdigest(),
-        len(packed),
-        md5,
-        test,
-    )
+def describe(packed: bytes) -> data.download.Archive:
+    url = f"http://127.0.0.1:{closed_port()}/cifar-10-python.tar.gz"
+    return data.download.Archive(url, hashlib.md5(packed).hexdigest(), len(packed))
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Tiny:
+def tiny_files() -> Tiny:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (60, 3, 32, 32), np.uint8)
     labels = np.concatenate([rng.permutation(10) for _ in range(6)])
-    batches = {}
-    for i, name in enumerate([*data.OFFICIAL.train, *data.OFFICIAL.test]):
+    batches = {"batches.meta": pickle.dumps({"label_names": list(data.CLASSES)}, protocol=2)}
+    for i, (name, _) in enumerate(CIFAR10.train_list + CIFAR10.test_list):
         cut = slice(10 * i, 10 * i + 10)
         batches[name] = python2_batch(images[cut].reshape(10, 3072), labels[cut].tolist())
     packed = pack(batches)
-    return Tiny(batches, describe(batches, packed), packed, images, labels)
+    return Tiny(batches, describe(packed), packed, images, labels)
+
+
+@pytest.fixture
+def tiny(tiny_files: Tiny, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    """The tiny copy, whose files torchvision takes for those of CIFAR-10."""
+    md5 = {name: hashlib.md5(content).hexdigest() for name, content in tiny_files.batches.items()}
+    for parts in ("train_list", "test_list"):
+        tiny_list = [(name, md5[name]) for name, _ in getattr(CIFAR10, parts)]
+        monkeypatch.setattr(CIFAR10, parts, tiny_list)
+    monkeypatch.setitem(CIFAR10.meta, "md5", md5["batches.meta"])
+    return tiny_files
 
 
 def write_tree(folder: Path, per_class: int = 2, kind: str = "png") -> dict[str, np.ndarray]:
@@ -374,6 +386,72 @@ def test_an_image_of_another_size_is_named(tmp_path):
         load_cifar10(verbose=False)
 
 
+def as_if(pixels: int) -> bytes:
+    """A PNG whose header claims ``pixels`` × ``pixels``."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(buffer, "PNG")
+    content = bytearray(buffer.getvalue())
+    content[16:24] = 2 * pixels.to_bytes(4, "big")
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (bytes(400 * 2**20), "it has 419,430,400 bytes"),
+        (as_if(60_000), "exceeds limit"),
+        (b"", "cannot identify"),
+    ],
+)
+def test_a_zip_with_a_hostile_member_is_refused_at_once(tmp_path, content, message):
+    path = tmp_path / "data" / "cifar10-images.zip"
+    write_zip(path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as images:
+        images.writestr("train/airplane/0000.0.png", content)
+    tracemalloc.start()
+    assert message in stops_at(path)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("at", "value", "message"), [(8, 1, "encrypted"), (10, 99, "method")])
+def test_a_zip_that_is_encrypted_or_oddly_compressed_is_refused(tmp_path, at, value, message):
+    path = tmp_path / "data" / "cifar10-images.zip"
+    write_zip(path)
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")  # the last one in the directory at the end
+    content[entry + at] = value
+    path.write_bytes(content)
+    assert message in stops_at(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
+def test_a_named_pipe_in_a_tree_is_not_waited_for(tmp_path):
+    write_tree(tmp_path / "data")
+    os.mkfifo(tmp_path / "data" / "train" / "frog" / "9999.png")
+    with pytest.raises(DataError, match=r"frog/9999\.png cannot be used \(it is no ordinary file"):
+        load_cifar10(verbose=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes names that are no UTF-8")
+def test_a_folder_whose_name_is_no_utf8_is_read(tmp_path, capsys):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    written = write_tree(folder)
+    assert same_as_tree(load_cifar10(folder), written)
+    assert "caf\N{REPLACEMENT CHARACTER}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("root", ["~nosuchuser/data", "x" * 5000, "a\0b", os.devnull])
+@pytest.mark.parametrize("by", ["argument", "variable"])
+def test_a_path_that_cannot_be_is_an_error_that_lists_the_choices(root, by, monkeypatch):
+    if by == "variable" and "\0" in root:
+        pytest.skip("a variable of the environment holds no NUL")
+    monkeypatch.setenv("SHIPYARD_DATA", root if by == "variable" else "")
+    with pytest.raises(DataError, match="There is no data at"):
+        load_cifar10("auto" if by == "variable" else root, download=False)
+
+
 @pytest.mark.parametrize("lost", ["test", "train/frog"])
 def test_a_tree_that_was_extracted_half_way_is_not_used(tmp_path, lost):
     write_tree(tmp_path / "data")
@@ -387,34 +465,36 @@ def test_a_pickle_that_names_a_function_is_refused_and_not_run(tiny, tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "was-run"),)
 
-    batches = {**tiny.batches, "data_batch_2": pickle.dumps({b"data": Evil(), b"labels": []})}
-    packed = pack(batches)
-    (tmp_path / "data").mkdir()
-    path = tmp_path / "data" / "cifar-10-python.tar.gz"
-    path.write_bytes(packed)
-    message = stops_at(path, archive=describe(batches, packed))
-    assert "mkdir, which is not allowed" in message
+    evil = pickle.dumps({"data": Evil(), "labels": []})
+    path = tiny.write_folder(tmp_path / "data") / "data_batch_2"
+    path.write_bytes(evil)
+    stops_at(path, archive=tiny.archive)
+    packed = pack({**tiny.batches, "data_batch_2": evil})  # even where the archive is as described
+    (tmp_path / "mirror.tar.gz").write_bytes(packed)
+    with pytest.raises(DataError, match="data_batch_2 is damaged, or another file"):
+        load_cifar10(tmp_path / "mirror.tar.gz", archive=describe(packed), verbose=False)
     assert not (tmp_path / "was-run").exists()
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"not a pickle",
-        pickle.dumps([1, 2]),
-        pickle.dumps({b"data": b"", b"labels": [1]}),
-        python2_batch(np.zeros((2, 3072), np.uint8), [1, 10]),
-        python2_batch(np.zeros((2, 3000), np.uint8), [1, 2]),
-    ],
-)
-def test_a_batch_that_holds_something_else_is_refused(tiny, tmp_path, content):
-    batches = {**tiny.batches, "test_batch": content}
-    packed = pack(batches)
-    path = tmp_path / "cifar-10-python.tar.gz"
-    path.write_bytes(packed)
-    message = stops_at(path, root=path, archive=describe(batches, packed))
-    assert "test_batch is not a batch of CIFAR-10" in message
+def test_the_archive_that_is_asked_for_is_the_one_that_torchvision_reads():
+    assert data.download.OFFICIAL.url == CIFAR10.url
+    assert data.download.OFFICIAL.md5 == CIFAR10.tgz_md5
+    assert data.sources.BATCHES_FOLDER == CIFAR10.base_folder
+
+
+def test_a_disk_that_is_full_while_the_archive_is_unpacked_is_reported(tiny, tmp_path, monkeypatch):
+    path = tiny.write_archive(tmp_path / "data")
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile, "copyfileobj", full)  # what it writes an extracted file with
+        assert "No space left on device" in stops_at(path, archive=tiny.archive)
+    assert tiny.matches(load_cifar10(archive=tiny.archive, verbose=False))
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 # --- The cache --------------------------------------------------------------------------------
@@ -423,7 +503,7 @@ def test_a_batch_that_holds_something_else_is_refused(tiny, tmp_path, content):
 def test_the_second_call_reads_the_cache_and_decodes_nothing(tmp_path, monkeypatch):
     written = write_zip(tmp_path / "data" / "cifar10-images.zip")
     load_cifar10(verbose=False)
-    monkeypatch.setattr(data, "_decode_images", refuse_to_decode)
+    monkeypatch.setattr(data.sources, "decode_images", refuse_to_decode)
     assert same_as_tree(load_cifar10(verbose=False), written)
 
 
@@ -442,7 +522,7 @@ def test_writing_into_the_tensors_does_not_reach_the_cache(tmp_path):
         assert same_as_tree(load_cifar10(verbose=False), written)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "changed", "gone"])
+@pytest.mark.parametrize("damage", ["truncated", "changed", "gone", "no checksums"])
 def test_a_damaged_cache_is_noticed_and_made_again(tmp_path, damage):
     written = write_zip(tmp_path / "data" / "cifar10-images.zip")
     load_cifar10(verbose=False)
@@ -451,6 +531,8 @@ def test_a_damaged_cache_is_noticed_and_made_again(tmp_path, damage):
     content[-1] ^= 1
     if damage == "gone":
         file.unlink()
+    elif damage == "no checksums":
+        file.with_name("crc32.json").write_text("[]")
     else:
         file.write_bytes(content if damage == "changed" else content[:-10])
     with pytest.warns(RuntimeWarning, match="cached copy of the data is damaged"):
@@ -465,7 +547,7 @@ def test_the_remains_of_a_killed_process_do_no_harm(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(data.json, "dumps", killed)
+        patch.setattr(json, "dumps", killed)
         with pytest.raises(KeyboardInterrupt):
             load_cifar10(verbose=False)
     assert list((tmp_path / "cache").glob("*.unfinished"))
@@ -483,15 +565,15 @@ def _load_and_report(barrier, queue) -> None:
 def test_two_processes_at_once_decode_once_and_agree(tmp_path, monkeypatch):
     written = write_zip(tmp_path / "data" / "cifar10-images.zip")
     log = tmp_path / "decodings"
-    decode = data._decode_images
+    decode = data.sources.decode_images
 
-    def slow_decode(*arguments: object) -> data.Arrays:
+    def slow_decode(*arguments: object) -> Arrays:
         with log.open("a") as file:
             file.write(f"{os.getpid()}\n")
         time.sleep(0.5)
         return decode(*arguments)
 
-    monkeypatch.setattr(data, "_decode_images", slow_decode)
+    monkeypatch.setattr(data.sources, "decode_images", slow_decode)
     context = multiprocessing.get_context("fork")
     barrier, queue = context.Barrier(2), context.Queue()
     workers = [context.Process(target=_load_and_report, args=(barrier, queue)) for _ in range(2)]
@@ -519,7 +601,7 @@ def test_a_full_disk_is_reported_and_leaves_no_partial_file(tmp_path, monkeypatc
         save(path, array)
 
     with monkeypatch.context() as patch:
-        patch.setattr(data.np, "save", save_until_full)
+        patch.setattr(np, "save", save_until_full)
         with pytest.warns(RuntimeWarning, match="No space left on device.*goes on without a cache"):
             assert same_as_tree(load_cifar10(verbose=False), written)
     left = [file for file in (tmp_path / "cache").rglob("*") if file.suffix != ".lock"]
@@ -576,7 +658,7 @@ def test_a_read_only_cache_folder_is_reported_and_the_data_still_comes(open_path
 def test_a_read_only_cache_that_is_filled_is_used(open_path, monkeypatch):
     written = write_zip(open_path / "data" / "cifar10-images.zip")
     load_cifar10(verbose=False)
-    monkeypatch.setattr(data, "_decode_images", refuse_to_decode)
+    monkeypatch.setattr(data.sources, "decode_images", refuse_to_decode)
     with read_only(open_path / "cache"):
         assert same_as_tree(load_cifar10(verbose=False), written)
 
@@ -606,7 +688,8 @@ def test_a_read_only_data_folder_makes_a_download_fail_in_plain_words(open_path,
 
 def quick_fetch(url: str, path: Path, md5: str, **options: object) -> Path:
     fast = {"read_timeout": 0.4, "connect_timeout": 1.0, "backoff": 0.01, "attempts": 3}
-    return data.fetch(url, path, md5, verbose=False, **{**fast, **options})
+    limits = data.download.Limits(**{**fast, **options})
+    return data.download.fetch(url, path, md5, limits, verbose=False)
 
 
 def test_a_download_is_checked_kept_and_used(tiny, tmp_path):
@@ -652,7 +735,7 @@ def test_no_request_is_sent_when_downloads_are_off(
 ):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(data, "_draw_sets", few_pictures)
+    monkeypatch.setattr(data.stand_in, "draw_sets", few_pictures)
     behaviour = Behaviour(tiny.packed)
     with serve(behaviour) as url:
         loaded = load_cifar10(download=download, archive=tiny.at(url))
@@ -674,15 +757,15 @@ def test_a_wrong_shipyard_download_is_an_error(monkeypatch):
         load_cifar10()
 
 
-DRAW_SETS = data._draw_sets
+DRAW_SETS = data.stand_in.draw_sets
 
 
-def few_pictures(_train: int, _test: int, seed: int) -> data.Arrays:
+def few_pictures(_train: int, _test: int, seed: int) -> Arrays:
     return DRAW_SETS(20, 10, seed)
 
 
 def test_without_a_network_the_stand_in_is_used_at_once_and_says_so(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(data, "_draw_sets", few_pictures)
+    monkeypatch.setattr(data.stand_in, "draw_sets", few_pictures)
     started = time.monotonic()
     loaded = load_cifar10(archive=tiny.archive)  # its address is a port with no listener
     assert time.monotonic() - started < 5
@@ -699,7 +782,7 @@ def test_without_a_network_a_download_that_was_asked_for_is_an_error(tiny):
 
 
 def test_a_name_service_that_is_silent_costs_only_the_connect_timeout(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_address", lambda _: time.sleep(3))
+    monkeypatch.setattr(data.download, "_address", lambda _: time.sleep(3))
     started = time.monotonic()
     with pytest.raises(DownloadError, match="no network"):
         quick_fetch("http://example.invalid/x", tmp_path / "x", "0", connect_timeout=0.2)
@@ -708,9 +791,9 @@ def test_a_name_service_that_is_silent_costs_only_the_connect_timeout(tmp_path, 
 
 def test_an_unknown_name_means_no_network(tmp_path, monkeypatch):
     def unknown(*_: object, **__: object) -> None:
-        raise data.socket.gaierror("Name or service not known")
+        raise socket.gaierror("Name or service not known")
 
-    monkeypatch.setattr(data.socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(DownloadError, match=r"no network: the address of example\.invalid"):
         quick_fetch("http://example.invalid/x", tmp_path / "x", "0")
 
@@ -746,7 +829,7 @@ def test_a_server_that_stays_in_trouble_is_given_up_and_nothing_is_saved(tmp_pat
 
 
 def test_an_http_error_in_auto_mode_leads_to_the_stand_in(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(data, "_draw_sets", few_pictures)
+    monkeypatch.setattr(data.stand_in, "draw_sets", few_pictures)
     with serve(Behaviour(tiny.packed, statuses=[404])) as url:
         assert load_cifar10(archive=tiny.at(url)).stand_in
     assert "HTTP 404" in capsys.readouterr().out
@@ -859,11 +942,11 @@ def test_an_address_that_makes_no_sense_is_an_error(tmp_path, url):
 
 @pytest.fixture(scope="module")
 def stand_in() -> data.Cifar10:
-    return data.generate_stand_in()
+    return data.load_cifar10("stand-in")
 
 
 def test_the_stand_in_is_labelled_everywhere(monkeypatch, capsys):
-    monkeypatch.setattr(data, "_draw_sets", few_pictures)
+    monkeypatch.setattr(data.stand_in, "draw_sets", few_pictures)
     loaded = load_cifar10("stand-in")
     assert loaded.stand_in
     assert loaded.source == "stand-in data (generated; not CIFAR-10)"
@@ -884,15 +967,16 @@ def test_the_stand_in_has_the_form_of_cifar10(stand_in):
 @pytest.mark.slow
 def test_the_stand_in_is_the_same_every_time_and_in_every_process():
     program = (
-        "import hashlib; from shipyard import data; d = data.generate_stand_in(300, 100, 5);"
-        "print(hashlib.sha256(d.train.images.numpy().tobytes()).hexdigest())"
+        "import hashlib; from shipyard.data import stand_in; "
+        "pictures = stand_in.draw_sets(300, 100, seed=5)['train_images']; "
+        "print(hashlib.sha256(pictures.tobytes()).hexdigest())"
     )
     other = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    first = data.generate_stand_in(300, 100, seed=5)
-    assert hashlib.sha256(first.train.images.numpy().tobytes()).hexdigest() == other.stdout.strip()
-    assert not torch.equal(first.train.images, data.generate_stand_in(300, 100, 6).train.images)
+    first, second = (data.stand_in.draw_sets(300, 100, seed)["train_images"] for seed in (5, 6))
+    assert hashlib.sha256(first.tobytes()).hexdigest() == other.stdout.strip()
+    assert not np.array_equal(first, second)
 
 
 def test_no_picture_of_the_test_set_is_in_the_train_set(stand_in):
@@ -980,12 +1064,12 @@ def test_an_image_set_is_a_torch_dataset_too():
 
 @given(st.integers(1, 5), st.sampled_from([torch.uint8, torch.float32]))
 @settings(deadline=None, max_examples=20)
-def test_normalize_is_the_formula_and_denormalize_undoes_it(n, dtype):
+def test_normalize_is_that_of_torchvision_and_denormalize_undoes_it(n, dtype):
     images = torch.randint(0, 256, (n, 3, 5, 6)).to(torch.uint8)
-    unit = images.double() / 255
+    unit = v2.functional.to_dtype(images, torch.float64, scale=True)
     given_images = images if dtype == torch.uint8 else unit.float()
     normalised = data.normalize(given_images)
-    expected = (unit - data.MEAN.double().view(3, 1, 1)) / data.STD.double().view(3, 1, 1)
+    expected = v2.functional.normalize(unit, data.MEAN.tolist(), data.STD.tolist())
     assert normalised.dtype == torch.float32
     torch.testing.assert_close(normalised.double(), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(data.denormalize(normalised).double(), unit, atol=1e-5, rtol=0)
@@ -1054,16 +1138,15 @@ def test_augmentation_changes_from_epoch_to_epoch_and_from_batch_to_batch(stand_
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-def test_batches_on_a_gpu_are_those_of_the_cpu(stand_in):
+def test_batches_on_a_gpu_are_those_of_the_cpu(stand_in, accelerator):
     image_set = stand_in.train.subset(100)
     transform = data.random_crop_flip()
     on_cpu, on_gpu = (
         BatchLoader(image_set.to(device), 32, shuffle=True, transform=transform)
-        for device in ("cpu", "cuda")
+        for device in ("cpu", accelerator)
     )
     for (images, labels), (gpu_images, gpu_labels) in zip(on_cpu, on_gpu, strict=True):
-        assert gpu_images.is_cuda
+        assert gpu_images.device.type == accelerator.type
         torch.testing.assert_close(gpu_images.cpu(), images)
         assert torch.equal(gpu_labels.cpu(), labels)
 
@@ -1082,20 +1165,19 @@ def test_batch_size_must_be_a_positive_whole_number():
     seed=st.integers(0, 1000),
 )
 @settings(deadline=None, max_examples=60)
-def test_every_augmented_image_is_a_cut_out_of_its_padded_original(n, height, width, padding, seed):
+def test_augmentation_gives_the_pixels_of_torchvision(n, height, width, padding, seed):
     images = torch.randint(1, 256, (n, 3, height, width), dtype=torch.uint8)
     generator = torch.Generator().manual_seed(seed)
     result = data.random_crop_flip(padding)(images, generator)
-    assert result.shape == images.shape
-    assert result.dtype == torch.uint8
-    padded = F.pad(images, (padding,) * 4)
-    for image, original in zip(result, padded, strict=True):
-        cuts = [
-            original[:, top : top + height, left : left + width]
-            for top in range(2 * padding + 1)
-            for left in range(2 * padding + 1)
-        ]
-        assert any(torch.equal(image, cut) or torch.equal(image, cut.flip(2)) for cut in cuts)
+    generator.manual_seed(seed)  # the same offsets and flips once more, in the order drawn
+    top, left = (torch.randint(2 * padding + 1, (n,), generator=generator) for _ in range(2))
+    mirrored = torch.rand(n, generator=generator) < 0.5
+    for i in range(n):
+        padded = v2.functional.pad(images[i], [padding])
+        expected = v2.functional.crop(padded, int(top[i]), int(left[i]), height, width)
+        if mirrored[i]:
+            expected = v2.functional.horizontal_flip(expected)
+        assert torch.equal(result[i], expected)
 
 
 def test_augmentation_uses_every_offset_and_flips_half_of_the_images():
@@ -1148,4 +1230,4 @@ def test_impossible_subsets_and_splits_are_errors():
 
 
 def test_errors_of_the_data_are_errors_of_shipyard():
-    assert issubclass(DataError, runtime.ShipyardError)
+    assert issubclass(DataError, ShipyardError)

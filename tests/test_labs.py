@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,10 @@ SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
 by_name = pytest.mark.parametrize("solution", SOLUTIONS, ids=lambda path: path.stem)
 
 
+def subject_of(solution):
+    return authoring.read(solution).metadata["shipyard"]["subject"]
+
+
 def graded_cells(solution):
     return [c for c in authoring.read(solution).cells if c.metadata["nbgrader"]["grade"]]
 
@@ -28,7 +36,7 @@ def tasks_of(solution):
 
 
 def bank_of(solution):
-    return importlib.import_module(f"wrong_answers.lab_{solution.stem[:2]}")
+    return importlib.import_module(f"wrong_answers.{subject_of(solution)}")
 
 
 def test_every_lab_comes_from_a_solution():
@@ -52,7 +60,7 @@ def test_no_lab_gives_its_answers_away(solution):
 
 @by_name
 def test_every_check_that_a_solution_calls_exists_and_every_check_is_called(solution):
-    module = importlib.import_module(f"shipyard.checks.lab_{solution.stem[:2]}")
+    module = importlib.import_module(f"shipyard.checks.{subject_of(solution)}")
     existing = {name.removeprefix("check_") for name in vars(module) if name.startswith("check_")}
     assert set(tasks_of(solution)) == existing
 
@@ -73,7 +81,7 @@ def test_every_task_has_a_ladder_of_three_hints(solution):
 @pytest.mark.slow
 @by_name
 def test_an_untouched_lab_scores_nothing_and_each_check_says_it_is_not_written(solution):
-    score = authoring.grade(ROOT / "labs" / solution.name, solution.parent, timeout=120)
+    score = authoring.grade(ROOT / "labs" / solution.name, solution.parent, timeout=60)
     assert score.problem == ""
     assert score.points == 0
     assert score.max_points > 0
@@ -82,8 +90,8 @@ def test_an_untouched_lab_scores_nothing_and_each_check_says_it_is_not_written(s
 
 @pytest.mark.slow
 @by_name
-def test_the_solution_scores_full_marks(solution):
-    score = authoring.grade(solution, solution.parent, timeout=120)
+def test_the_solution_scores_full_marks_where_there_is_another_device(solution, other_device):
+    score = authoring.grade(solution, solution.parent, timeout=60)
     lost = {task.task: task.message for task in score.tasks if task.points < task.max_points}
     assert not lost
     assert score.points == score.max_points > 0
@@ -101,5 +109,40 @@ def test_a_wrong_answer_in_the_lab_gets_its_own_diagnosis_in_the_marks(
     cell.source = f"from {function.__module__} import {function.__name__} as {task}"
     authoring.write(lab, tmp_path / solution.name)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    score = authoring.grade(tmp_path / solution.name, solution.parent, timeout=120)
+    score = authoring.grade(tmp_path / solution.name, solution.parent, timeout=60)
     assert {t.task: t.diagnosis for t in score.tasks}[task] == diagnosis, function.__name__
+
+
+@pytest.mark.slow
+def test_nbgrader_itself_makes_validates_and_grades_the_labs(tmp_path):
+    """With the commands and the configuration of docs/teaching.md, and without a warning."""
+    solution, said = SOLUTIONS[0], []
+
+    def nbgrader(*arguments):
+        command = [sys.executable, "-m", "nbgrader", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        said.append(done.stdout + done.stderr)
+        assert done.returncode == 0, said[-1]
+
+    def put(notebook, *folders):
+        folder = tmp_path.joinpath(*folders, "shipyard")
+        folder.mkdir(parents=True)
+        return shutil.copy(notebook, folder)
+
+    shutil.copy(ROOT / "docs" / "nbgrader_config.py", tmp_path)
+    put(solution, "source")
+    nbgrader("generate_assignment", "shipyard")
+    released = authoring.read(tmp_path / "release" / "shipyard" / solution.name)
+    lab = authoring.read(ROOT / "labs" / solution.name)
+    assert [cell.source for cell in released.cells] == [cell.source for cell in lab.cells]
+    right = put(solution, "submitted", "right")
+    put(ROOT / "labs" / solution.name, "submitted", "untouched")
+    nbgrader("autograde", "shipyard")
+    nbgrader("validate", right)
+    assert "Success! Your notebook passes all the tests." in said[-1]
+    nbgrader("export", "--to", "grades.csv")
+    rows = csv.DictReader((tmp_path / "grades.csv").open())
+    points = {row["student_id"]: (row["score"], row["max_score"]) for row in rows}
+    (_, most) = points["right"]
+    assert points == {"right": (most, most), "untouched": ("0.0", most)}
+    assert "WARNING" not in "".join(said)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from shipyard import authoring
+from shipyard.authoring.files import topic_of
 
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -30,11 +31,11 @@ def stdout_of(notebook):
 
 
 def alt_texts(notebook):
+    """What the figures say in words: the plain text of each display with a picture."""
     for cell in code_cells(notebook):
         for output in cell.outputs:
-            for mime, about in output.get("metadata", {}).items():
-                if mime.startswith("image/"):
-                    yield about.get("alt", "")
+            if "<img " in output.get("data", {}).get("text/html", ""):
+                yield output.data["text/plain"]
 
 
 @each_notebook
@@ -46,7 +47,7 @@ def test_a_committed_notebook_is_in_the_committed_form(path):
 def test_the_parameters_cell_holds_only_literals_and_environment_defaults(path):
     notebook = authoring.read(path)
     (cell,) = [c for c in code_cells(notebook) if "parameters" in c.metadata.get("tags", ())]
-    assert all(isinstance(s, ast.Assign) for s in ast.parse(cell.source).body)
+    assert all(isinstance(s, ast.Assign | ast.AnnAssign) for s in ast.parse(cell.source).body)
     known = authoring.known_parameters(notebook)
     assert {"PROFILE", "DEVICE", "SEED"} <= set(known)
     for parameter in known.values():
@@ -64,7 +65,7 @@ def test_committed_outputs_come_from_one_full_run_without_an_error(path):
     assert not errors
     counts = [cell.execution_count for cell in code_cells(notebook)]
     assert counts == list(range(1, len(counts) + 1)), "run all cells, from the top, in a new kernel"
-    assert f"Lesson {path.stem[:2]} · profile full" in stdout_of(notebook)
+    assert f"Lesson {topic_of(path.stem)} · profile full" in stdout_of(notebook)
 
 
 @each_lesson
@@ -75,10 +76,12 @@ def test_committed_outputs_come_from_the_real_images(path):
 
 @pytest.mark.slow
 @each_lesson
-def test_a_lesson_runs_with_other_parameters_and_calls_stand_in_data_by_its_name(path, tmp_path):
+def test_a_lesson_runs_on_another_device_and_calls_stand_in_data_by_its_name(
+    path, tmp_path, other_device
+):
     known = authoring.known_parameters(authoring.read(path))
     with_data = "DATASET" in known
-    parameters = {"SEED": "1", "PROFILE": "fast", "DEVICE": "cpu"}
+    parameters = {"SEED": "1", "PROFILE": "fast", "DEVICE": other_device}
     notebook = authoring.run_notebook(
         path,
         tmp_path / path.name,
@@ -86,8 +89,8 @@ def test_a_lesson_runs_with_other_parameters_and_calls_stand_in_data_by_its_name
         timeout=300,
         environment={"SHIPYARD_RESULTS": str(tmp_path)},
     )
-    record = json.loads((tmp_path / f"{path.stem[:2]}.json").read_text())
-    assert (record["seed"], record["profile"], record["device"]) == (1, "fast", "cpu")
+    record = json.loads((tmp_path / f"{topic_of(path.stem)}.json").read_text())
+    assert (record["seed"], record["profile"], record["device"]) == (1, "fast", other_device)
     assert record["metrics"]
     assert ("stand-in" in record["dataset"]) == with_data
     if with_data:

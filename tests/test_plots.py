@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,8 @@ import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
+from nbconvert import HTMLExporter
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 
 from shipyard import plots
@@ -40,6 +43,11 @@ def shown(figure, alt):
     return output
 
 
+def picture_in(tag):
+    code = tag.split("base64,")[1].split('"')[0]
+    return Image.open(io.BytesIO(base64.b64decode(code)))
+
+
 def axes_with_titles(figure):
     return [axis.get_title() for axis in figure.axes if axis.get_title()]
 
@@ -50,26 +58,41 @@ def texts(figure):
 
 @pytest.mark.usefixtures("shell")
 class TestShow:
-    def test_the_html_that_jupyterlab_prefers_carries_the_alternative_text(self, figure):
-        tag = shown(figure, 'A line from 1 to 3, called "rising" & <steady>').data["text/html"]
+    def test_the_output_is_one_tag_with_the_alternative_text_and_the_same_as_plain_text(
+        self, figure
+    ):
+        alt = 'A line from 1 to 3, called "rising" & <steady>'
+        output = shown(figure, alt)
+        tag = output.data["text/html"]
         assert 'alt="A line from 1 to 3, called &quot;rising&quot; &amp; &lt;steady&gt;"' in tag
         assert tag.count("<") == 1
+        assert output.data == {"text/html": tag, "text/plain": alt}
+        assert output.metadata == {}
 
-    def test_the_png_for_other_readers_carries_it_as_metadata(self, figure):
+    def test_the_picture_has_two_pixels_for_each_of_the_page(self):
+        figure = plt.figure(figsize=(3, 2), dpi=110, layout="none")
+        figure.add_axes((0, 0, 1, 1)).set_axis_off()
+        tag = shown(figure, "Nothing.").data["text/html"]
+        width = int(re.search(r' width="(\d+)"', tag).group(1))
+        padding = 2 * plt.rcParams["savefig.pad_inches"]
+        assert width == pytest.approx((3 + padding) * 110, abs=1)
+        assert picture_in(tag).width == pytest.approx(2 * width, abs=1)
+
+    def test_a_drawing_gets_a_palette_and_a_photograph_keeps_its_colours(self, figure):
+        assert picture_in(shown(figure, "A rising line.").data["text/html"]).mode == "P"
+        photograph = plt.figure(figsize=(2, 2), dpi=110, layout="none")
+        pixels = np.random.default_rng(0).integers(0, 256, (220, 220, 3), dtype=np.uint8)
+        photograph.figimage(pixels, resize=True)
+        picture = picture_in(shown(photograph, "Noise of all colours.").data["text/html"])
+        assert picture.mode == "RGB"
+
+    def test_nbconvert_shows_the_picture_with_its_alternative_text_and_width(self, figure):
         output = shown(figure, "A rising line.")
-        assert output.metadata["image/png"]["alt"] == "A rising line."
-        assert output.data["text/plain"] == "A rising line."
-        assert base64.b64decode(output.data["image/png"]).startswith(b"\x89PNG")
-
-    def test_html_and_png_hold_the_same_picture(self, figure):
-        data = shown(figure, "A rising line.").data
-        webp = data["text/html"].split("base64,")[1].split('"')[0]
-        pictures = [
-            np.asarray(Image.open(io.BytesIO(base64.b64decode(code))).convert("RGB"), dtype=int)
-            for code in (webp, data["image/png"])
-        ]
-        assert pictures[0].shape == pictures[1].shape
-        assert np.abs(pictures[0] - pictures[1]).mean() < 2
+        cell = new_code_cell("f()", outputs=[new_output("display_data", dict(output.data))])
+        page, _ = HTMLExporter().from_notebook_node(new_notebook(cells=[cell]))
+        (tag,) = re.findall(r"<img [^>]+>", page)
+        attributes = set(re.findall(r'(\w+="[^"]*")', tag))
+        assert attributes == set(re.findall(r'(\w+="[^"]*")', output.data["text/html"]))
 
     def test_a_shown_figure_is_closed(self, figure):
         shown(figure, "A rising line.")
@@ -215,16 +238,3 @@ def test_confusion_matrix_colours_by_the_share_of_each_row():
 def test_confusion_matrix_must_fit_the_classes():
     with pytest.raises(ValueError, match=r"shape \(2, 3\)"):
         plots.confusion_matrix(np.zeros((2, 3)), ["a", "b"])
-
-
-def test_bar_probabilities_puts_the_most_probable_class_first():
-    figure = plots.bar_probabilities([0.1, 0.7, 0.2], ["cat", "dog", "ship"], top=2)
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["dog", "ship"]
-
-
-@pytest.mark.parametrize(
-    ("values", "message"), [([0.5], "there are 2 classes"), ([3.0, -1.0], "softmax")]
-)
-def test_bar_probabilities_says_what_is_wrong(values, message):
-    with pytest.raises(ValueError, match=message):
-        plots.bar_probabilities(values, ["cat", "dog"])

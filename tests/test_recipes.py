@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,6 +16,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from shipyard import data, models, recipes, training
+from shipyard.number_formats import NumberFormat
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +27,7 @@ def sets():
 
 
 def outcome(seconds, accuracy):
-    return recipes.Outcome(None, seconds, accuracy, recipes.NumberFormat(), training.History())
+    return recipes.Outcome(None, seconds, accuracy, training.History())
 
 
 # --- Time to accuracy ---------------------------------------------------------------------------
@@ -32,12 +38,6 @@ def test_the_first_measurement_at_or_above_the_target_counts():
     assert found.seconds_to(0.5) == 2.0
     assert found.seconds_to(0.55) == 4.0
     assert found.seconds_to(0.7) is None
-
-
-def test_a_run_that_never_came_counts_as_infinitely_long():
-    runs = [outcome((s,), (a,)) for s, a in [(1.0, 0.6), (2.0, 0.6), (1.5, 0.1)]]
-    assert recipes.median_seconds_to(runs, 0.5) == 2.0
-    assert recipes.median_seconds_to(runs[2:], 0.5) is None
 
 
 # --- The whitened layer -------------------------------------------------------------------------
@@ -79,54 +79,16 @@ def test_the_first_layer_holds_each_filter_and_its_negative_and_is_not_learned()
     assert not net.whitening.weight.requires_grad
 
 
-# --- Number formats -----------------------------------------------------------------------------
-
-
-def test_the_fastest_format_is_one_of_those_that_were_timed():
-    net, images = models.WhitenedNet(widths=(8, 8, 8)), torch.randn(4, 3, 16, 16)
-    seconds = recipes.time_formats(net, images)
-    assert set(seconds) == set(recipes.NUMBER_FORMATS)
-    assert all(value > 0 for value in seconds.values())
-    only = recipes.NUMBER_FORMATS[2]
-    assert recipes.fastest_format(net, images, [only]) == only
-
-
-def test_the_slower_format_is_not_chosen(monkeypatch):
-    slow, quick = recipes.NUMBER_FORMATS[3], recipes.NUMBER_FORMATS[1]
-    monkeypatch.setattr(
-        recipes, "_seconds_of_a_pass", lambda model, x, chosen: 1.0 if chosen == quick else 2.0
-    )
-    net, images = models.WhitenedNet(), torch.randn(2, 3, 16, 16)
-    assert recipes.fastest_format(net, images, [slow, quick]) == quick
-
-
-def test_timing_leaves_the_model_as_it_was():
-    net, images = models.WhitenedNet(widths=(8, 8, 8)).eval(), torch.randn(4, 3, 16, 16)
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    recipes.time_formats(net, images)
-    for name, value in net.state_dict().items():
-        assert torch.equal(value, before[name]), name
-        assert value.is_contiguous(), name
-    assert not net.training
-    assert all(p.grad is None for p in net.parameters())
-
-
-def test_a_format_has_a_name_to_print():
-    assert str(recipes.NumberFormat()) == "float32, channels_first"
-    assert str(recipes.NUMBER_FORMATS[3]) == "bfloat16, channels_last"
-    assert recipes.NumberFormat().autocast is None
-
-
 # --- Batches ------------------------------------------------------------------------------------
 
 
-def test_the_per_image_pipeline_gives_what_the_batch_loader_gives(sets):
+def test_the_articles_loader_gives_what_the_batch_loader_gives(sets):
     train, _ = sets
-    pipeline = recipes.PerImagePipeline(train)
+    one_by_one = recipes.PilImages(train, recipes.TO_HALF)
     images, labels = next(iter(data.BatchLoader(train, 8, **recipes.HALF)))
-    torch.testing.assert_close(torch.stack([pipeline[i][0] for i in range(8)]), images)
-    assert [pipeline[i][1] for i in range(8)] == labels.tolist()
-    assert len(pipeline) == len(train)
+    torch.testing.assert_close(torch.stack([one_by_one[i][0] for i in range(8)]), images)
+    assert [one_by_one[i][1] for i in range(8)] == labels.tolist()
+    assert len(one_by_one) == len(train)
 
 
 @pytest.mark.parametrize(("side", "mode"), [(16, "area"), (8, "area")])
@@ -142,9 +104,9 @@ def test_shrinking_keeps_the_mean_of_a_picture():
     assert recipes.resize(images, 32) is images
 
 
-def test_a_journey_is_the_epochs_of_the_loader_cut_into_parts(sets):
+def test_growing_batches_are_the_epochs_of_the_loader_cut_into_parts(sets):
     train, _ = sets  # 1,200 images: 12 batches of 100
-    journey = recipes.Journey(train, 100, steps=30, parts=5, seed=3)
+    batches = recipes.GrowingBatches(train, 100, steps=30, parts=5, seed=3)
     loader = data.BatchLoader(train, 100, shuffle=True, seed=3, drop_last=True)
     expected = []
     for epoch in range(3):
@@ -152,29 +114,60 @@ def test_a_journey_is_the_epochs_of_the_loader_cut_into_parts(sets):
         expected += [labels for _, labels in loader]
     found = []
     for part in range(5):
-        journey.set_epoch(part)
-        found += [labels for _, labels in journey]
-    assert len(journey) == 6
+        batches.set_epoch(part)
+        found += [labels for _, labels in batches]
+    assert len(batches) == 6
     torch.testing.assert_close(found, expected[:30])
-    journey.set_epoch(1)
-    again = [labels for _, labels in journey.batches(4)]  # as after a crash
+    batches.set_epoch(1)
+    again = [labels for _, labels in batches.batches(4)]  # as after a crash
     torch.testing.assert_close(again, expected[10:12])
 
 
+def sides_of(batches: recipes.GrowingBatches, parts: int) -> list[int]:
+    found = []
+    for part in range(parts):
+        batches.set_epoch(part)
+        found += [images.shape[-1] for images, _ in batches]
+    return found
+
+
 def test_the_images_grow_on_the_way(sets):
-    journey = recipes.Journey(sets[0], 100, steps=8, parts=2, sides=(16, 32))
-    shapes = []
-    for part in range(2):
-        journey.set_epoch(part)
-        shapes += [images.shape[-1] for images, _ in journey]
-    assert shapes == [16] * 4 + [32] * 4
+    batches = recipes.GrowingBatches(sets[0], 100, steps=8, parts=2, sides=(16, 32))
+    assert sides_of(batches, 2) == [16] * 4 + [32] * 4
+
+
+class StepClock(recipes.Clock):
+    """A clock on which each look at it takes a fixed time: a test that needs no waiting."""
+
+    seconds = property(lambda self: self.ticks())
+
+    def __init__(self, budget: float, tick: float) -> None:
+        self.budget, self.tick, self.now = budget, tick, 0.0
+
+    def ticks(self) -> float:
+        self.now += self.tick
+        return self.now
+
+
+def test_with_a_clock_the_time_that_is_left_sets_the_side_and_ends_the_parts(sets):
+    clock = StepClock(budget=10, tick=0.25)  # two looks a step
+    batches = recipes.GrowingBatches(sets[0], 100, 10_000, 2, sides=(16, 32), clock=clock)
+    assert sides_of(batches, 2) == [16] * 10 + [32] * 10
+    assert batches.step == 20
+
+
+def test_one_cycle_rises_to_the_peak_and_falls_to_zero():
+    assert recipes.one_cycle(0.0) == 0.2
+    assert recipes.one_cycle(0.25) == 1.0
+    assert recipes.one_cycle(0.625) == 0.5
+    assert recipes.one_cycle(1.0) == recipes.one_cycle(1.2) == 0.0
 
 
 def test_settings_that_do_not_fit_are_refused_with_a_way_out(sets):
     with pytest.raises(recipes.RecipeError, match="smaller batch_size"):
-        recipes.Journey(sets[0], 5_000, steps=5, parts=1)
+        recipes.GrowingBatches(sets[0], 5_000, steps=5, parts=1)
     with pytest.raises(recipes.RecipeError, match="more epochs"):
-        recipes.Journey(sets[0], 100, steps=3, parts=4)
+        recipes.GrowingBatches(sets[0], 100, steps=3, parts=4)
 
 
 # --- The recipes --------------------------------------------------------------------------------
@@ -193,16 +186,50 @@ def test_the_fast_recipe_learns_and_counts_its_seconds(sets):
 
 
 def test_the_same_seed_and_format_give_the_same_network(sets):
-    fixed = replace(SMALL, number_format=recipes.NumberFormat(), epochs=1)
+    fixed = replace(SMALL, number_format=NumberFormat(), epochs=1)
     one, two = (recipes.fast(*sets, fixed, seed=5, measurements=1) for _ in range(2))
     torch.testing.assert_close(one.model.state_dict(), two.model.state_dict(), rtol=0, atol=0)
     assert one.accuracy == two.accuracy
 
 
-def test_a_budget_of_seconds_decides_the_number_of_steps(sets, monkeypatch):
-    monkeypatch.setattr(recipes, "_seconds_of_a_pass", lambda *arguments: 0.1 / 1.12)
-    found = recipes.fast(*sets, SMALL, measurements=2, budget=3.0)
-    assert 20 <= len(found.history.losses) <= 30  # 3 s of 0.1 s each, less the preparation
+BURN = "while True: pass"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("busy", [False, True], ids=["quiet", "busy"])
+def test_the_clock_ends_a_run_with_a_budget(sets, busy):
+    """Within 3% and one step of the budget, also while other processes burn all cores."""
+    others = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(os.cpu_count() * busy)]
+    try:
+        budget = 4.0
+        begin = time.perf_counter()
+        found = recipes.fast(*sets, replace(SMALL, epochs=20), measurements=3, budget=budget)
+        wall = time.perf_counter() - begin
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    rows = found.history.rows
+    steps = [b["step"] - a["step"] for a, b in pairwise([{"step": 0}, *rows])]
+    one_step = max(row["seconds"] / n for row, n in zip(rows, steps, strict=True))
+    assert abs(found.seconds[-1] - budget) <= 0.03 * budget + one_step
+    assert found.seconds[-1] < wall  # measuring the accuracy is not on the clock
+
+
+def test_the_network_is_as_wide_as_the_time_allows(sets, monkeypatch):
+    """A pretended machine needs 1 ms for each image at full width; work goes with its square."""
+
+    def pretend(model, images, formats, repeats):
+        width = model.head.in_features / recipes.LONG.widths[-1]
+        return {formats[0]: 0.001 * len(images) * width**2}
+
+    monkeypatch.setattr(recipes, "time_formats", pretend)
+    settings = replace(recipes.LONG, number_format=NumberFormat())
+    work = 1.12 * 0.001 * settings.epochs * settings.batch_size * (1_200 // settings.batch_size)
+    for share, expected in [(1.1, 256), (0.6, 192), (0.3, 128), (0.15, 96), (0.1, 64), (0.01, 64)]:
+        found, step = recipes.widths_that_fit(settings, sets[0], share * work)
+        assert found.widths[-1] == expected
+        assert step == pytest.approx(1.12 * 0.125 * (expected / 256) ** 2)
 
 
 def test_without_whitening_images_the_first_layer_is_learned(sets):

@@ -2,12 +2,14 @@
 
 import json
 import random
+from importlib import metadata
 
 import numpy as np
 import pytest
 import torch
 
-from shipyard import runtime
+from shipyard import processor, runtime
+from shipyard.errors import ShipyardError
 
 
 def draw() -> tuple[float, float, float]:
@@ -32,7 +34,7 @@ def test_the_returned_generator_does_not_follow_the_global_one():
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "0", None])
 def test_a_seed_that_numpy_cannot_take_is_refused(seed):
-    with pytest.raises(runtime.ShipyardError, match="SEED is"):
+    with pytest.raises(ShipyardError, match="SEED is"):
         runtime.seed_everything(seed)
 
 
@@ -46,7 +48,7 @@ def test_cpu_is_always_available():
 
 @pytest.mark.parametrize("name", ["cuda:99", "warp-drive", "", "gpu"])
 def test_a_missing_device_is_an_error_that_lists_the_known_ones(name):
-    with pytest.raises(runtime.ShipyardError) as error:
+    with pytest.raises(ShipyardError) as error:
         runtime.resolve_device(name)
     assert repr(name) in str(error.value)
     assert "auto" in str(error.value)
@@ -55,7 +57,7 @@ def test_a_missing_device_is_an_error_that_lists_the_known_ones(name):
 
 def test_cuda_without_a_gpu_is_never_replaced_by_the_cpu(monkeypatch):
     monkeypatch.setattr(runtime, "available_devices", lambda: ["cpu"])
-    with pytest.raises(runtime.ShipyardError, match="does not have"):
+    with pytest.raises(ShipyardError, match="does not have"):
         runtime.resolve_device("cuda")
 
 
@@ -64,40 +66,46 @@ def test_a_gpu_is_found_with_and_without_its_number(monkeypatch):
     assert runtime.resolve_device("auto") == torch.device("cuda:0")
     assert runtime.resolve_device("cuda") == torch.device("cuda")
     assert runtime.resolve_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(runtime.ShipyardError):
+    with pytest.raises(ShipyardError):
         runtime.resolve_device("cuda:2")
 
 
 def test_an_unknown_profile_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(runtime.ShipyardError, match="fast, full"):
+    with pytest.raises(ShipyardError, match="fast, full"):
         runtime.resolve_profile("turbo")
 
 
 def test_a_run_picks_by_profile_and_says_what_it_chose(capsys):
-    run = runtime.start("99", profile="full", device="cpu", seed=3)
+    run = runtime.start("tides", profile="full", device="cpu", seed=3)
     assert run.pick(fast=1, full=2) == 2
     printed = capsys.readouterr().out
-    assert "Lesson 99 · profile full · device cpu (as asked) · seed 3" in printed
+    assert "Lesson tides · profile full · device cpu (as asked) · seed 3" in printed
 
 
 def test_the_result_file_holds_metrics_and_where_they_came_from(monkeypatch, tmp_path):
     monkeypatch.setenv("SHIPYARD_RESULTS", str(tmp_path))
-    run = runtime.start("99", profile="fast", device="cpu", seed=3)
+    run = runtime.start("tides", profile="fast", device="cpu", seed=3)
     record = json.loads(run.finish({"accuracy": 0.5}, dataset="stand-in").read_text())
-    assert record["lesson"] == "99"
+    assert record["lesson"] == "tides"
     assert record["metrics"] == {"accuracy": 0.5}
     assert (record["profile"], record["device"], record["seed"]) == ("fast", "cpu", 3)
     assert record["dataset"] == "stand-in"
-    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["torch"] == metadata.version("torch")
     assert record["seconds"] >= 0
+    assert set(record) == {
+        "lesson", "profile", "seed", "device", "processor", "threads", "dataset", "seconds",
+        "metrics", "versions",
+    }  # fmt: skip
+    assert record["processor"] == processor.describe()
+    assert record["threads"] == torch.get_num_threads()
 
 
 @pytest.mark.parametrize("value", [torch.tensor(1.0), float("nan"), object()])
 def test_a_metric_that_json_cannot_hold_leaves_the_old_result_file(monkeypatch, tmp_path, value):
     monkeypatch.setenv("SHIPYARD_RESULTS", str(tmp_path))
-    run = runtime.start("99", device="cpu")
+    run = runtime.start("tides", device="cpu")
     path = run.finish({"accuracy": 0.5})
-    with pytest.raises(runtime.ShipyardError, match="JSON"):
+    with pytest.raises(ShipyardError, match="JSON"):
         run.finish({"accuracy": value})
     assert json.loads(path.read_text())["metrics"] == {"accuracy": 0.5}
     assert list(tmp_path.iterdir()) == [path]
@@ -112,3 +120,10 @@ def test_the_repository_is_found_from_a_folder_below_it(monkeypatch):
 def test_outside_a_checkout_the_working_folder_is_the_root(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert runtime.repository_root() == tmp_path.resolve()
+
+
+@pytest.mark.gpu
+def test_auto_takes_whatever_torch_calls_an_accelerator(accelerator):
+    assert runtime.resolve_device("auto") == torch.device(accelerator.type, 0)
+    assert runtime.resolve_device(accelerator.type).type == accelerator.type
+    assert runtime.available_devices()[-1] == "cpu"

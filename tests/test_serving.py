@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -25,14 +26,17 @@ from onnx import TensorProto, helper
 from PIL import Image, ImageFilter
 
 from shipyard import serving
+from shipyard.serving import process
+from shipyard.serving.connections import Connection
 
 CLASSES = ["red", "green", "blue"]
 MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.2, 0.1]
 
 
-def write_model(path, *, outputs=3, size=(8, 8), drop=(), **changes):
+def write_model(path, *, outputs=3, size=(8, 8), weight=1.0, drop=(), **changes):
     """A real ONNX model without torch: its logits are the mean of each normalised channel."""
-    weight = helper.make_tensor("w", TensorProto.FLOAT, [3, outputs], np.eye(3, outputs).ravel())
+    weights = np.where(np.eye(3, outputs) > 0, np.float32(weight), 0).ravel()
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [3, outputs], weights)
     graph = helper.make_graph(
         [
             helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
@@ -148,6 +152,8 @@ def test_serving_loads_and_predicts_without_torch(path):
         ({"preprocessing": "[]"}, "cannot be read"),
         ({"size": (9, 9)}, "does not take one picture of 8 × 8"),
         ({"outputs": 4}, "name 3 classes"),
+        ({"weight": np.nan}, "weights are not finite"),
+        ({"weight": np.inf}, "weights are not finite"),
     ],
 )
 def test_a_model_file_that_breaks_its_promise_is_refused(tmp_path, changes, message):
@@ -294,7 +300,7 @@ def bomb(width, height):
     return start + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("size", [(7_000, 7_000), (60_000, 60_000)])
+@pytest.mark.parametrize("size", [(7_000, 7_000), (60_000, 60_000), (1, 39_999_999)])
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(size):
     began = time.perf_counter()
     with pytest.raises(serving.ImageError, match=r"too large|pixels"):
@@ -559,6 +565,76 @@ def test_a_defect_is_answered_in_json_and_not_hidden(path):
     assert "its log" in reply.json()["error"]
 
 
+def test_an_answer_that_is_not_finite_is_a_defect_and_never_a_probability(tmp_path):
+    app = serving.create_app(write_model(tmp_path / "m.onnx", weight=2e38))  # overflows at white
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+
+    async def call():
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            body = {"content": colour("white"), "headers": PNG}
+            return await client.post("/predict", **body)
+
+    reply = asyncio.run(call())
+    assert reply.status_code == 500
+    assert "its log" in reply.json()["error"]
+
+
+def test_the_description_tells_of_the_body_and_of_every_refusal(path):
+    (reply,) = ask(serving.create_app(path), ("GET", "/openapi.json", {}))
+    predict = reply.json()["paths"]["/predict"]["post"]
+    assert set(predict["requestBody"]["content"]) == {"image/png", "image/jpeg"}
+    assert predict["requestBody"]["required"]
+    assert set(predict["responses"]) >= {"200", "400", "408", "413", "415", "422", "503"}
+
+
+# --- connections -----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def listening(path):
+    """The server in a thread of this process, as `serving.serve` sets it up: its address."""
+    server = process._server(serving.create_app(path), "warning")
+    with process._listen("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def test_connections_that_send_no_request_are_closed_and_others_served(path, monkeypatch):
+    monkeypatch.setattr(Connection, "head_seconds", 1.0)
+    with listening(path) as address, contextlib.ExitStack() as stack:
+        half_open = [
+            stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(200)
+        ]
+        for number, client in enumerate(half_open):
+            client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\n" if number % 2 else b"")
+        body = colour("red")
+        answer = httpx.post(f"http://127.0.0.1:{address[1]}/predict", content=body, headers=PNG)
+        assert answer.json()["label"] == "red"
+        assert all(client.recv(1) == b"" for client in half_open)
+
+
+def test_a_slow_body_is_not_taken_for_a_missing_head(path, monkeypatch):
+    monkeypatch.setattr(Connection, "head_seconds", 0.5)
+    body = colour("green")
+    with listening(path) as address:
+        client = http.client.HTTPConnection(*address, timeout=30)
+        for _ in range(2):  # the second head arrives on a connection that is kept
+            client.putrequest("POST", "/predict")
+            client.putheader("Content-Type", "image/png")
+            client.putheader("Content-Length", str(len(body)))
+            client.endheaders()
+            time.sleep(1.0)
+            client.send(body)
+            answer = client.getresponse()
+            assert (answer.status, json.load(answer)["label"]) == (200, "green")
+        client.close()
+
+
 # --- starting and stopping -------------------------------------------------------------------
 
 
@@ -659,8 +735,13 @@ def test_the_server_ends_when_the_process_that_started_it_is_killed(path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
-def test_serve_prints_its_address_and_ctrl_c_stops_it(path):
-    code = f"from shipyard import serving; serving.serve({str(path)!r}, port=0)"
+@pytest.mark.parametrize("handler", ["default_int_handler", "SIG_IGN"])
+def test_serve_prints_its_address_and_ctrl_c_stops_it(path, handler):
+    """SIG_IGN: a job that a script starts with & begins with Ctrl-C ignored."""
+    code = (
+        f"import signal; signal.signal(signal.SIGINT, signal.{handler});"
+        f"from shipyard import serving; serving.serve({str(path)!r}, port=0)"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shipyard import text
-from shipyard.runtime import ShipyardError
+from shipyard.errors import ShipyardError
 
 
 @pytest.fixture(scope="module")

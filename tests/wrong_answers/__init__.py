@@ -1,7 +1,7 @@
 """The bank of wrong answers: what proves that a check finds mistakes and accepts other ways.
 
-For each lab there is one module, ``lab_NN.py``, with a dict ``TASKS``. Its keys are the tasks of
-``shipyard.checks.lab_NN``: the key "conv2d" stands for ``check_conv2d``. Write the answers as a
+For each subject there is one module with a dict ``TASKS``. Its keys are the tasks of
+``shipyard.checks.<subject>``: the key "conv2d" stands for ``check_conv2d``. Write the answers as a
 learner would write them, and not with the code of the check's own `Mistake`s:
 
     from wrong_answers import Task
@@ -19,10 +19,13 @@ learner would write them, and not with the code of the check's own `Mistake`s:
 
 ``tests/test_checks.py`` finds the module by itself, and then demands:
 
-- that every check of the lab has a task here, with at least 7 wrong and 2 correct answers;
+- that every check of the lab has a task here, with at least 2 wrong and 2 correct answers;
 - that every wrong answer fails with its diagnosis, and every correct one passes;
 - that the untouched stub fails with "not-implemented";
-- that every mistake which the check can name is made by an answer here.
+- that every `Mistake` in the code of a check is made by an answer here.
+
+A mistake of a catalogue (``mistakes/<subject>.md``) is made by its own edits in a test of its own.
+Here stands a sample of them, written once more in another way.
 """
 
 from __future__ import annotations

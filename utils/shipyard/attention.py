@@ -205,19 +205,6 @@ def rotary_encoding(x: Tensor, positions: Tensor, base: float = 10_000.0) -> Ten
     return torch.stack(turned, dim=-1).flatten(-2)
 
 
-def layer_norm(
-    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
-) -> Tensor:
-    """(x − mean) / √(variance + eps) · weight + bias, over the last axis of x (…, width).
-
-    The variance is that of the population (divided by width), as in ``torch.nn.LayerNorm``.
-    """
-    centred = x - x.mean(-1, keepdim=True)
-    normal = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
-    normal = normal if weight is None else normal * weight
-    return normal if bias is None else normal + bias
-
-
 class KeyValueCache:
     """The keys and values of all positions so far, so that a new position computes only its own.
 

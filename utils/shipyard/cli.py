@@ -6,12 +6,15 @@ Every command imports what it needs when it runs, so that the help appears at on
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from shipyard.errors import ShipyardError
 
 if TYPE_CHECKING:
     from shipyard.authoring import Score, SeriesResult
@@ -29,11 +32,28 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: an error that the user can mend is one clear message and exit status 2."""
     try:
         app(join_pairs(sys.argv[1:] if arguments is None else arguments), prog_name="shipyard")
-    except Exception as error:
-        if not _is_ours(error):
-            raise
+    except ShipyardError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        extra = _extra_with(error.name or "")
+        if extra is None:
+            raise
+        command = f'pip install "shipyard[{extra}]"'
+        typer.echo(f"Error: this command needs {error.name}. Install it: {command}", err=True)
+        sys.exit(2)
+
+
+def _extra_with(module: str) -> str | None:
+    """The extra of pyproject.toml that brings ``module``; None if no extra does."""
+    from importlib.metadata import requires
+
+    package = module.partition(".")[0]
+    for line in requires("shipyard") or ():
+        found = re.match(r"""([\w-]+).*extra == ["'](\w+)["']""", line)
+        if found and found[1].replace("-", "_") == package:
+            return found[2]
+    return None
 
 
 def join_pairs(arguments: list[str]) -> list[str]:
@@ -57,15 +77,10 @@ def _pairs(texts: list[str] | None) -> dict[str, str]:
     return pairs
 
 
-def _is_ours(error: Exception) -> bool:
-    """Whether this package made the error for a reader, told without importing anything."""
-    return any(kind.__module__.partition(".")[0] == "shipyard" for kind in type(error).__mro__)
-
-
 @app.command()
 def run(
     name: Annotated[
-        str | None, typer.Argument(help='"01", "01_convolution_and_pooling" or a path.')
+        str | None, typer.Argument(help='"02", "convolution", "02_convolution" or a path.')
     ] = None,
     every: Annotated[
         bool, typer.Option("--all", help="Run every lesson of notebooks/, one after the other.")
@@ -140,6 +155,9 @@ def _environment(profile: str | None, device: str | None) -> dict[str, str]:
     for key in ("PROFILE", "DEVICE"):
         if key not in changes and os.environ.get(key):
             changes[key] = os.environ[key]
+    seed = os.environ.get("SEED", "0")
+    if not seed.isdigit():
+        raise ShipyardError(f"SEED is {seed!r}; it must be a whole number from 0 to 2**32 - 1.")
     for key in ("SHIPYARD_DATA", "SHIPYARD_CACHE"):
         if os.environ.get(key):
             changes[key] = str(Path(os.environ[key]).expanduser().resolve())
@@ -201,7 +219,7 @@ class _Progress:
 
 @app.command()
 def sweep(
-    name: Annotated[str, typer.Argument(help='"05", "05_cifar10_training" or a path.')],
+    name: Annotated[str, typer.Argument(help='"08", "cifar10_training" or a path.')],
     parameter: Annotated[
         list[str] | None,
         typer.Option("-p", "--parameter", metavar="NAME VALUES", help="For example: -p SEED 0,1,2"),
@@ -323,44 +341,124 @@ def labs(
 
 
 @app.command()
+def contents(
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit 1 if something is out of date.")
+    ] = False,
+    times: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `run --all --profile fast`: take the run times from there."),
+    ] = None,
+) -> None:
+    """Write the README's table and the links between notebooks, from the notebooks themselves.
+
+    Links to a notebook that was renumbered follow it. Dead links are listed; then the exit
+    status is 1.
+    """
+    from shipyard import authoring, runtime
+
+    root = runtime.repository_root()
+    stale = authoring.stale_contents(root, times)
+    for path, text in stale.items():
+        if not check:
+            path.write_text(text, encoding="utf-8", newline="\n")
+        typer.echo(f"{path.relative_to(root)}: {'is out of date' if check else 'written'}")
+    if check and stale:
+        typer.echo("Run: shipyard contents", err=True)
+    elif any(path.parent.name == "solutions" for path in stale):
+        typer.echo("Solutions have changed. Run: shipyard labs")
+    dead = authoring.dead_links(root)
+    for problem in dead:
+        typer.echo(problem, err=True)
+    if dead or (check and stale):
+        raise typer.Exit(1)
+
+
+@app.command()
 def grade(
     files: Annotated[list[Path], typer.Argument(help="Submitted labs.")],
     csv: Annotated[Path | None, typer.Option(help="Write the marks to this file too.")] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one cell may take.")] = 60,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder for marks, feedback pages and statistics.",
+            show_default="runs/marks",
+        ),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one cell may take.")] = 30,
+    jobs: Annotated[
+        int | None, typer.Option("-j", "--jobs", min=1, help="Files at once.", show_default="cores")
+    ] = None,
 ) -> None:
     """Grade submitted labs against the solutions' own checks.
 
-    [bold]Warning:[/bold] this runs the learners' code on this machine, with your rights and
-    without a sandbox. Use a container or a throw-away machine for code that you do not trust.
+    The same command again goes on after a crash: what is graded already is not graded again.
+
+    [bold]Warning:[/bold] this runs the learners' code on this machine. On Linux with bubblewrap
+    (apt install bubblewrap) it runs in a sandbox; elsewhere with your rights and without a
+    sandbox, so use a machine that you can throw away for code that you do not trust.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from shipyard import authoring, runtime
+    from shipyard.authoring import sandbox
 
-    solutions = runtime.repository_root() / "solutions"
-    table = Table("File", "Task", "Points", "Diagnosis")
+    root = runtime.repository_root()
+    folder = output or root / "runs" / "marks"
+    typer.echo(sandbox.describe(sandbox.is_available()), err=True)
     scores: list[Score] = []
-    for path in files:
-        score = authoring.grade(path, solutions, timeout)
+
+    def on_done(score: Score) -> None:
         scores.append(score)
-        typer.echo(
-            f"{path}: {score.problem or f'{score.points:g} of {score.max_points:g} points'}",
-            err=True,
-        )
-        for task in score.tasks:
-            why = task.diagnosis or task.message.split("\n")[0]
-            table.add_row(path.name, task.task, f"{task.points:g}/{task.max_points:g}", why)
-        if score.problem:
-            table.add_row(path.name, "", "not graded", score.problem)
-        else:
-            total = f"{score.points:g}/{score.max_points:g}"
-            table.add_row(path.name, "total", total, end_section=True)
+        result = score.problem or f"{score.points:g} of {score.max_points:g} points"
+        typer.echo(f"{score.path}: {result}", err=True)
         if csv is not None:  # after each file: nothing is lost if the next one is the last
             authoring.write_marks(scores, csv)
-    Console().print(table)
-    if all(score.problem for score in scores):
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        done = authoring.grade_all(
+            files, root / "solutions", folder / "records", timeout, jobs, on_done
+        )
+    except KeyboardInterrupt:
+        typer.echo("Stopped. The same command goes on.", err=True)
+        raise typer.Exit(130) from None
+    authoring.write_marks(done, folder / "marks.csv")
+    if csv is not None:
+        authoring.write_marks(done, csv)
+    page = authoring.write_feedback(done, folder)
+    _print_scores(authoring.with_short_names(done))
+    typer.echo(f"Feedback and statistics: {page}")
+    if all(score.problem for score in done):
         raise typer.Exit(1)
+
+
+def _print_scores(scores: list[Score]) -> None:
+    """A line for each task and a total for each file, then how the class did."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from shipyard import authoring
+
+    table = Table("File", "Task", "Points", "Diagnosis")
+    for score in scores:
+        name = escape(score.path.as_posix())
+        for task in score.tasks:
+            why = escape(task.diagnosis or task.message.split("\n")[0])
+            table.add_row(name, task.task, f"{task.points:g}/{task.max_points:g}", why)
+        if score.problem:
+            table.add_row(name, "", "not graded", escape(score.problem), end_section=True)
+        else:
+            total = f"{score.points:g}/{score.max_points:g}"
+            table.add_row(name, "total", total, end_section=True)
+    Console().print(table)
+    if len(scores) > 1:
+        summary = Table("Lab", "Task", "Solved", "Most common diagnosis")
+        for row in authoring.task_statistics(scores):
+            common = f"{row.diagnosis} ({row.count})" if row.diagnosis else ""
+            summary.add_row(row.lab, row.task, f"{row.solved} of {row.files}", escape(common))
+        Console().print(summary)
 
 
 @app.command()
@@ -370,7 +468,10 @@ def normalise(
         bool, typer.Option("--check", help="Write nothing; exit 1 if a file is not normalised.")
     ] = False,
 ) -> None:
-    """Bring notebooks into the committed form: no times, random ids, widget states or bars."""
+    """Bring notebooks into the committed form: no times, random ids, widget states or bars.
+
+    The setup cell is written anew, with the address that pyproject.toml gives.
+    """
     from shipyard import authoring
 
     changed = [path for path in files if authoring.normalise_file(path, check=check)]

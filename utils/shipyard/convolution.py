@@ -13,7 +13,6 @@ Source: V. Dumoulin and F. Visin, "A guide to convolution arithmetic for deep le
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -82,19 +81,6 @@ def windows(x: Tensor, kernel_size: Size, stride: Size = 1, dilation: Size = 1) 
     return view[..., ::d_h, ::d_w]
 
 
-def im2col(
-    x: Tensor, kernel_size: Size, stride: Size = 1, padding: Size = 0, dilation: Size = 1
-) -> Tensor:
-    """Each window of ``x`` as one column, as ``F.unfold``.
-
-    Shape: (batch, channels · kernel height · kernel width, number of windows). Down a column the
-    channel changes slowest and the kernel's column fastest; windows go row by row.
-    """
-    view = windows(pad(x, padding), kernel_size, stride, dilation)
-    batch, channels, out_h, out_w, k_h, k_w = view.shape
-    return view.permute(0, 1, 4, 5, 2, 3).reshape(batch, channels * k_h * k_w, out_h * out_w)
-
-
 def col2im(
     columns: Tensor,
     output_size: Size,
@@ -103,9 +89,9 @@ def col2im(
     padding: Size = 0,
     dilation: Size = 1,
 ) -> Tensor:
-    """Add each column back where `im2col` took it from, as ``F.fold``.
+    """Add each column back to the window that it stands for, as ``F.fold``.
 
-    It is the transpose of `im2col`, not its inverse: where windows overlap, values add up.
+    It is the transpose of ``F.unfold``, not its inverse: where windows overlap, values add up.
     ``output_size`` is the (height, width) of the result, (batch, channels, height, width).
     """
     height, width = _pair("output_size", output_size)
@@ -219,20 +205,6 @@ def max_pool2d(
     return view.flatten(-2).max(dim=-1).values
 
 
-def max_pool2d_backward(
-    grad_output: Tensor,
-    x: Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Size = 0,
-) -> Tensor:
-    """Send each output's gradient to the element that won its window (to the first, in a tie)."""
-    view = _pooling_windows(x, kernel_size, stride, padding, -math.inf).flatten(-2)
-    winner = view.argmax(-1, keepdim=True)  # (batch, channels, height, width, 1)
-    won = winner == torch.arange(view.shape[-1], device=x.device)
-    return _pooling_backward(won * 1.0, grad_output, x, kernel_size, stride, padding)
-
-
 def avg_pool2d(
     x: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0
 ) -> Tensor:
@@ -246,39 +218,6 @@ def avg_pool2d(
     return _pooling_windows(x, kernel_size, stride, padding, 0.0).mean((-2, -1))
 
 
-def avg_pool2d_backward(
-    grad_output: Tensor,
-    x: Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Size = 0,
-) -> Tensor:
-    """Share each output's gradient equally among the elements of its window."""
-    view = _pooling_windows(x, kernel_size, stride, padding, 0.0).flatten(-2)
-    share = torch.full_like(view, 1 / view.shape[-1])
-    return _pooling_backward(share, grad_output, x, kernel_size, stride, padding)
-
-
-def receptive_field(layers: Iterable[tuple[int, int, int]]) -> list[tuple[int, int]]:
-    """How much of the input one output element sees, after each layer, along one axis.
-
-    size += (kernel_size − 1) · dilation · jump, then jump *= stride, from size = jump = 1.
-
-    Args:
-        layers: (kernel_size, stride, dilation) of each layer, first layer first.
-
-    Returns:
-        (size, jump) after each layer: the width of the field in input elements, and the distance
-        in input elements between the fields of two neighbouring outputs.
-    """
-    size, jump, fields = 1, 1, []
-    for kernel_size, stride, dilation in layers:
-        size += (kernel_size - 1) * dilation * jump
-        jump *= stride
-        fields.append((size, jump))
-    return fields
-
-
 def conv2d_parameters(
     in_channels: int, out_channels: int, kernel_size: Size, groups: int = 1, bias: bool = True
 ) -> int:
@@ -286,27 +225,6 @@ def conv2d_parameters(
     k_h, k_w = _pair("kernel_size", kernel_size)
     _check_groups(in_channels, out_channels, groups)
     return out_channels * (in_channels // groups) * k_h * k_w + (out_channels if bias else 0)
-
-
-def conv2d_flops(
-    size: Size,
-    in_channels: int,
-    out_channels: int,
-    kernel_size: Size,
-    stride: Size = 1,
-    padding: Size = 0,
-    dilation: Size = 1,
-    groups: int = 1,
-    batch: int = 1,
-) -> int:
-    """2 · batch · output height · output width · number of weights, for an input of ``size``.
-
-    A multiplication and an addition count as two operations. The bias is not counted, as in
-    ``torch.utils.flop_counter``.
-    """
-    out_h, out_w = output_size(_pair("size", size, least=0), kernel_size, stride, padding, dilation)
-    weights = conv2d_parameters(in_channels, out_channels, kernel_size, groups, bias=False)
-    return 2 * batch * out_h * out_w * weights
 
 
 def _pair(name: str, value: Size, least: int = 1) -> tuple[int, int]:
@@ -364,23 +282,3 @@ def _pooling_windows(
             "kernel_size at most, or a window would hold nothing but padding."
         )
     return windows(pad(x, padding, value), kernel_size, kernel_size if stride is None else stride)
-
-
-def _pooling_backward(
-    share: Tensor,
-    grad_output: Tensor,
-    x: Tensor,
-    kernel_size: Size,
-    stride: Size | None,
-    padding: Size,
-) -> Tensor:
-    """Add share · grad_output back to x; share is (batch, channels, height, width, kernel)."""
-    if grad_output.shape != share.shape[:-1]:
-        raise ValueError(
-            f"grad_output has shape {tuple(grad_output.shape)}; expected "
-            f"{tuple(share.shape[:-1])}, the shape of the pooled x {tuple(x.shape)}."
-        )
-    grads = share.to(x.dtype) * grad_output.unsqueeze(-1)
-    columns = grads.permute(0, 1, 4, 2, 3).flatten(3).flatten(1, 2)
-    stride = kernel_size if stride is None else stride
-    return col2im(columns, tuple(x.shape[2:]), kernel_size, stride, padding)

@@ -10,11 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shipyard.runtime import ShipyardError
-
-
-class MetricError(ShipyardError):
-    """The numbers handed in cannot be scored; the message says why."""
+from shipyard.errors import MetricError
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -19,13 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from shipyard import __version__
-from shipyard.runtime import ShipyardError
+from shipyard.errors import ExportError
 
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
-
-
-class ExportError(ShipyardError):
-    """The model could not be exported or compared; the message says why and what to do."""
 
 
 @contextmanager

@@ -10,13 +10,11 @@ last step returned. Nothing is changed in place: the new parameters and the new 
 tensors, so two runs can never disturb each other.
 
 With the same arguments each function gives what its namesake in ``torch.optim`` gives. All of
-them but `adamw` take weight decay through the gradients, as torch's do: pass
-``l2_gradients(params, grads, weight_decay)``.
+them but `adamw` take weight decay λ through the gradients, as torch's do: pass g + λ · θ.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -134,13 +132,6 @@ def adamw(
 
 
 @torch.no_grad()
-def l2_gradients(params: Tensors, grads: Tensors, weight_decay: float) -> Tensors:
-    """g + λ · θ: the gradients of the loss J(θ) + λ/2 · Σ θ²."""
-    _check(params, grads)
-    return [g + weight_decay * θ for θ, g in zip(params, grads, strict=True)]
-
-
-@torch.no_grad()
 def clip_grad_norm(grads: Tensors, max_norm: float) -> tuple[Tensors, Tensor]:
     """g ← g · min(1, max_norm / (‖g‖ + 10⁻⁶)), with one norm ‖g‖ over all tensors together.
 
@@ -152,34 +143,6 @@ def clip_grad_norm(grads: Tensors, max_norm: float) -> tuple[Tensors, Tensor]:
     norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.tensor(0.0)
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     return [g * factor for g in grads], norm
-
-
-def warmup_cosine(
-    step: int, total_steps: int, warmup_steps: int, peak_lr: float, final_lr: float = 0.0
-) -> float:
-    """The learning rate of step 0, 1, …, total_steps − 1: a ramp up, then half a cosine down.
-
-    - step < warmup_steps: peak_lr · (step + 1) / warmup_steps, so that no step is wasted at 0;
-    - then: final_lr + (peak_lr − final_lr) · (1 + cos πp) / 2, where p goes from 0 at
-      warmup_steps to 1 at total_steps. It stays at final_lr from there on.
-
-    Source: I. Loshchilov and F. Hutter, "SGDR", 2017; P. Goyal et al., "Accurate, large minibatch
-    SGD", 2017, for the ramp.
-
-    Raises:
-        ValueError: step is negative, or warmup_steps is outside 0 … total_steps.
-    """
-    if step < 0 or not 0 <= warmup_steps <= total_steps:
-        raise ValueError(
-            f"step is {step}, warmup_steps {warmup_steps} and total_steps {total_steps}; "
-            "expected step >= 0 and 0 <= warmup_steps <= total_steps."
-        )
-    if step < warmup_steps:
-        return peak_lr * (step + 1) / warmup_steps
-    if step >= total_steps:
-        return final_lr
-    p = (step - warmup_steps) / (total_steps - warmup_steps)
-    return final_lr + (peak_lr - final_lr) * (1 + math.cos(math.pi * p)) / 2
 
 
 def zeros(params: Tensors) -> Tensors:

@@ -33,6 +33,9 @@ DIVERGING = LinearSegmentedColormap.from_list("shipyard", [BLUE, "#FFFFFF", VERM
 # Amounts from zero up: white to blue.
 SEQUENTIAL = LinearSegmentedColormap.from_list("shipyard-blue", ["#FFFFFF", SKY, BLUE, "#00263D"])
 
+# A figure is shown at its own size (110 dpi) with twice as many pixels, for dense screens.
+SHARPNESS = 2
+
 STYLE = {
     "figure.figsize": (7.5, 3.4),
     "figure.dpi": 110,
@@ -88,10 +91,13 @@ def style() -> AbstractContextManager:
 def show(figure: Figure, alt: str) -> None:
     """Show ``figure`` with ``alt`` as its alternative text, then close it.
 
-    ``alt`` is a sentence that says what is to be seen. The output holds the picture twice: as
-    HTML, the only form for which JupyterLab, nbconvert and the site all write
-    ``<img alt="...">``, and as PNG for readers without HTML. Without a running IPython (a plain
-    script, a test) it prints ``alt``.
+    ``alt`` is a sentence that says what is to be seen. The output is one tag,
+    ``<img alt width src="data:image/png;base64,…">``, and ``alt`` as plain text: the one form for
+    which JupyterLab, nbconvert and the site all write an alternative text. GitHub shows such
+    tags (jupyter_rfb stores its pictures so for GitHub's sake, vispy/jupyter_rfb#37) if the width
+    stands in quotes (udacity/deep-learning#277) and not in a style (karolzak/ipyplot#3).
+    The picture has two pixels for each of the page's. Without a running IPython (a plain script,
+    a test) this prints ``alt``.
 
     Raises:
         ValueError: ``alt`` is empty.
@@ -102,13 +108,11 @@ def show(figure: Figure, alt: str) -> None:
         print(alt)
     else:
         picture = _pixels(figure)
-        webp, png = (base64.b64encode(data).decode() for data in (_webp(picture), _png(picture)))
-        tag = f'<img alt="{html.escape(alt)}" src="data:image/webp;base64,{webp}">'
-        display(
-            {"text/html": tag, "image/png": png, "text/plain": alt},
-            metadata={"image/png": {"alt": alt}},
-            raw=True,
+        tag = (
+            f'<img alt="{html.escape(alt)}" width="{round(picture.width / SHARPNESS)}" '
+            f'src="data:image/png;base64,{base64.b64encode(_png(picture)).decode()}">'
         )
+        display({"text/html": tag, "text/plain": alt}, raw=True)
     plt.close(figure)
 
 
@@ -176,7 +180,7 @@ def number_grids(
     marks: dict[int, Sequence[tuple]] | None = None,
     decimals: int = 2,
 ) -> Figure:
-    """Matrices in one row with their numbers, blue below zero and red above, as in an equation.
+    """Matrices in one row with their numbers, blue below zero and orange above, as in an equation.
 
     Args:
         matrices: N matrices (rows, columns), or single numbers. NaN leaves a cell out.
@@ -228,7 +232,7 @@ def number_grids(
 
 
 def feature_maps(maps: Sequence, titles: Sequence[str] | None = None, columns: int = 4) -> Figure:
-    """Signed pictures side by side: blue below zero, white at zero, red above.
+    """Signed pictures side by side: blue below zero, white at zero, orange above.
 
     Each picture has its own scale, from −m to m, where m is larger than 99 % of its values.
 
@@ -335,65 +339,22 @@ def confusion_matrix(matrix, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def bar_probabilities(probabilities, classes: Sequence[str], top: int | None = None) -> Figure:
-    """One bar for each class, longest first, with its probability in per cent.
-
-    Args:
-        probabilities: (classes,) numbers from 0 to 1.
-        classes: the class names, in the same order.
-        top: how many of the most probable classes to draw; all by default.
-
-    Raises:
-        ValueError: the lengths differ, or a number is outside 0…1.
-    """
-    values = _array(probabilities).astype(float)
-    if values.shape != (len(classes),):
-        raise ValueError(
-            f"probabilities has shape {values.shape}, but there are {len(classes)} classes."
-        )
-    if values.min() < 0 or values.max() > 1 + 1e-6:
-        raise ValueError(
-            f"probabilities run from {values.min():.3g} to {values.max():.3g}, outside 0 to 1; "
-            "apply softmax to the logits first."
-        )
-    order = np.argsort(-values, kind="stable")[:top]
-    figure = Figure(figsize=(6.0, 0.3 * len(order) + 0.7))
-    axis = figure.subplots()
-    colours = [BLUE] + [SKY] * (len(order) - 1)
-    bars = axis.barh([classes[i] for i in order], 100 * values[order], color=colours)
-    axis.bar_label(bars, fmt="%.1f %%", padding=3, fontsize=9)
-    axis.invert_yaxis()
-    axis.set(xlabel="probability (%)", xlim=(0, 112))
-    axis.set_xticks(range(0, 101, 20))
-    axis.grid(axis="y", visible=False)
-    return figure
-
-
 def _pixels(figure: Figure) -> Image.Image:
     """The figure, cut to its contents."""
     buffer = io.BytesIO()
     # Cutting to the contents asks for the default layout again; a figure's own has to stay.
     with plt.rc_context({"figure.constrained_layout.use": False}):
-        figure.savefig(buffer, format="png", bbox_inches="tight")
+        dpi = SHARPNESS * figure.dpi
+        figure.savefig(buffer, format="png", bbox_inches="tight", dpi=dpi)
     return Image.open(buffer).convert("RGB")
 
 
-def _few_colours(picture: Image.Image) -> Image.Image:
-    """``picture`` with at most 256 colours: half the bytes, and no difference that one can see."""
-    return picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-
-
-def _webp(picture: Image.Image) -> bytes:
-    """WebP, the smaller of two: all pixels exact (drawings), or a little loss (photographs)."""
-    exact, lossy = io.BytesIO(), io.BytesIO()
-    _few_colours(picture).convert("RGB").save(exact, "WEBP", lossless=True, method=4)
-    picture.save(lossy, "WEBP", quality=86, method=4)
-    return min(exact.getvalue(), lossy.getvalue(), key=len)
-
-
 def _png(picture: Image.Image) -> bytes:
+    """PNG data, with 256 colours where nobody can tell: half the bytes. Photographs keep all."""
+    few = picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    change = np.subtract(few.convert("RGB"), picture, dtype=np.int16)
     buffer = io.BytesIO()
-    _few_colours(picture).save(buffer, "PNG", optimize=True)
+    (few if np.abs(change).mean() < 0.5 else picture).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -6,24 +6,24 @@ return an `Outcome`: how accurate the network was after how many seconds.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision import transforms
 
 from shipyard import data, metrics, models, training
-from shipyard.runtime import ShipyardError
-
-
-class RecipeError(ShipyardError):
-    """A setting of a recipe does not fit; the message says which and what to do."""
+from shipyard.errors import RecipeError
+from shipyard.number_formats import NumberFormat, fastest_format, time_formats
+from shipyard.runtime import synchronize
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,21 @@ class Outcome:
         seconds: (points,) training seconds at each measurement, from 0. Everything that the
             recipe does counts, but for the measurements themselves.
         accuracy: (points,) share of the held-out images that were classified right.
-        number_format: how the numbers were stored in training.
         history: every step, as `training.fit` wrote it down.
+        settings: those of the fast recipe, with the number format and the widths that were
+            chosen; None for the articles'.
     """
 
     model: nn.Module
     seconds: tuple[float, ...]
     accuracy: tuple[float, ...]
-    number_format: NumberFormat
     history: training.History
+    settings: Settings | None = None
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """How the numbers were stored in training."""
+        return self.settings.number_format if self.settings else NumberFormat()
 
     def seconds_to(self, target: float) -> float | None:
         """Seconds of the first measurement with accuracy ≥ ``target``; None if there is none.
@@ -54,140 +60,25 @@ class Outcome:
         return next(reached, None)
 
 
-# --- How numbers are stored ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class NumberFormat:
-    """The type that convolutions compute in, and the order of the values in memory."""
-
-    dtype: torch.dtype = torch.float32
-    memory_format: torch.memory_format = torch.contiguous_format
-
-    def __str__(self) -> str:
-        order = "channels_last" if self.memory_format is torch.channels_last else "channels_first"
-        return f"{str(self.dtype).removeprefix('torch.')}, {order}"
-
-    @property
-    def autocast(self) -> torch.dtype | None:
-        """The argument of `training.fit`: None for float32."""
-        return None if self.dtype is torch.float32 else self.dtype
-
-
-NUMBER_FORMATS = tuple(
-    NumberFormat(dtype, order)
-    for dtype in (torch.float32, torch.bfloat16)
-    for order in (torch.contiguous_format, torch.channels_last)
-)
-
-
-def time_formats(
-    model: nn.Module,
-    images: Tensor,
-    formats: Sequence[NumberFormat] = NUMBER_FORMATS,
-    repeats: int = 3,
-) -> dict[NumberFormat, float]:
-    """Seconds of one forward and backward pass of ``model`` on ``images``, for each format.
-
-    The first pass of each format is not counted: it sets kernels up. Of ``repeats`` more, the
-    fastest counts, because whatever else runs on the machine can only make a pass slower. The
-    model, its gradients and its mode are as before afterwards.
-
-    Args:
-        model: on the device of ``images``.
-        images: (batch, channels, height, width), a batch as in the training.
-    """
-    states = {name: value.clone() for name, value in model.state_dict().items()}
-    gradients = [p.grad for p in model.parameters()]
-    was_training = model.training
-    seconds = {}
-    try:
-        model.train()
-        for number_format in formats:
-            model.to(memory_format=number_format.memory_format)
-            x = images.to(memory_format=number_format.memory_format)
-            passes = [_seconds_of_a_pass(model, x, number_format) for _ in range(repeats + 1)]
-            seconds[number_format] = min(passes[1:])
-    finally:
-        model.to(memory_format=torch.contiguous_format)
-        model.load_state_dict(states)
-        model.train(was_training)
-        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-            parameter.grad = gradient
-    return seconds
-
-
-def _seconds_of_a_pass(model: nn.Module, images: Tensor, number_format: NumberFormat) -> float:
-    device = images.device
-    synchronize(device)
-    begin = time.perf_counter()
-    with torch.autocast(device.type, number_format.autocast, number_format.autocast is not None):
-        loss = model(images).float().square().mean()
-    loss.backward()
-    synchronize(device)
-    return time.perf_counter() - begin
-
-
-def fastest_format(
-    model: nn.Module, images: Tensor, formats: Sequence[NumberFormat] = NUMBER_FORMATS
-) -> NumberFormat:
-    """The format with the shortest pass on this machine: measured by `time_formats`, not guessed.
-
-    bfloat16 is fast where the processor has instructions for it (AMX, AVX-512 BF16, a GPU) and
-    slow where it has not.
-    """
-    seconds = time_formats(model, images, formats)
-    return min(seconds, key=seconds.get)
-
-
-# What a step takes beside its forward and backward pass: the batch and the optimizer. Seen on
-# CPUs: 5 to 12% of a pass.
-REST_OF_A_STEP = 0.12
-
-
-def seconds_per_step(
-    model: nn.Module, images: Tensor, sides: Sequence[int], number_format: NumberFormat
-) -> float:
-    """The mean time of a training step over ``sides``, from a few timed passes on uint8 images."""
-    passes = [
-        time_formats(model, resize(data.normalize(images), side), [number_format])[number_format]
-        for side in sides
-    ]
-    return statistics.mean(passes) * (1 + REST_OF_A_STEP)
-
-
-def synchronize(device: torch.device | str) -> None:
-    """Wait until ``device`` has done its work; a GPU otherwise runs on after the call returns."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
 # --- Batches ------------------------------------------------------------------------------------
 
 
-class PerImagePipeline(torch.utils.data.Dataset):
-    """One image at a time: array → PIL image → array → float tensor → normalised.
+class PilImages(torch.utils.data.Dataset):
+    """(image, label) one by one, each image a PIL picture that goes through ``transform``.
 
-    The steps of torchvision's ``CIFAR10`` with ``ToTensor`` and ``Normalize((0.5, 0.5, 0.5),
-    (0.5, 0.5, 0.5))``, which the articles use.
+    What torchvision's ``CIFAR10`` gives, for images that are in memory already.
     """
 
-    def __init__(self, image_set: data.ImageSet) -> None:
+    def __init__(self, image_set: data.ImageSet, transform: Callable) -> None:
         self.arrays = image_set.images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         self.labels = image_set.labels.tolist()
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        picture = Image.fromarray(self.arrays[index])
-        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
-        image = image.to(torch.float32).div(255)  # (channels, height, width), 0…1
-        half = torch.tensor([0.5, 0.5, 0.5]).view(3, 1, 1)
-        return image.sub_(half).div_(half), self.labels[index]
+        return self.transform(Image.fromarray(self.arrays[index])), self.labels[index]
 
 
 class Resized:
@@ -214,20 +105,49 @@ def resize(images: Tensor, side: int) -> Tensor:
     return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
 
 
-class Journey:
-    """``steps`` training batches, in ``parts`` equal parts; the images may grow on the way.
+class Clock:
+    """Seconds since the start, without those in which it was stopped.
 
-    To `training.fit`, a part is an epoch: it measures after each. The order, the augmentation
-    and the size of a batch depend on (seed, number of the step) alone.
+    Args:
+        budget: the seconds that there are.
+    """
+
+    def __init__(self, budget: float) -> None:
+        self.budget, self.begin = budget, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.begin
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What happens inside takes no time on this clock."""
+        at = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.begin += time.perf_counter() - at
+
+
+class GrowingBatches:
+    """Training batches in ``parts`` equal parts; the images may grow on the way.
+
+    To `training.fit`, a part is an epoch: it measures after each. ``progress`` goes from 0 to 1,
+    with the steps (step / steps) or, where there is a clock, with the time (seconds / budget).
+    With steps, everything depends on (seed, number of the step) alone. With a clock, the order
+    and the augmentation do; how many steps there are depends on the machine.
 
     Args:
         image_set: the training images.
         batch_size: images in every batch; a short rest of an epoch is left out.
-        steps: batches in all; at least ``parts``. Rounded down to a multiple of it.
+        steps: batches in all; at least ``parts``. Rounded down to a multiple of it. With a clock
+            only a bound from above.
         parts: how often to stop for a measurement.
-        sides: the image sides, each for an equal share of the steps.
+        sides: the image sides, each for an equal share of the progress.
         memory_format: of the images.
         transform: as in `data.BatchLoader`.
+        clock: ends the training when the step in hand would end nearer to the budget than the
+            next one.
     """
 
     def __init__(
@@ -240,6 +160,7 @@ class Journey:
         memory_format: torch.memory_format = torch.contiguous_format,
         seed: int = 0,
         transform: data.Transform | None = None,
+        clock: Clock | None = None,
     ) -> None:
         if len(image_set) < batch_size:
             raise RecipeError(
@@ -251,15 +172,14 @@ class Journey:
                 f"The training has {steps} steps, and {parts} measurements were asked for. "
                 "Train for more epochs, or measure less often."
             )
-        self.image_set = image_set
         self.loader = data.BatchLoader(
             image_set, batch_size, shuffle=True, seed=seed, transform=transform, drop_last=True
         )
-        self.batch_size, self.seed = batch_size, seed
-        self.part_steps = steps // parts
+        self.part_steps, self.parts = steps // parts, parts
         self.steps = self.part_steps * parts
-        self.sides, self.memory_format = tuple(sides), memory_format
-        self.part = 0
+        self.sides, self.memory_format, self.clock = tuple(sides), memory_format, clock
+        self.part = self.step = 0
+        self.last_side = self.sides[0]  # that of the batch before
 
     def __len__(self) -> int:
         return self.part_steps
@@ -268,25 +188,50 @@ class Journey:
         """Make the next pass that of ``part`` (0, 1, …)."""
         self.part = part
 
-    def side_at(self, step: int) -> int:
-        """The image side of step number ``step`` (from 0)."""
-        return self.sides[min(step * len(self.sides) // self.steps, len(self.sides) - 1)]
+    def progress(self, step: int, ahead: float = 0.0) -> float:
+        """How far the training is, from 0 to 1, before step number ``step`` (from 0).
+
+        With a clock: how far it will be in ``ahead`` seconds.
+        """
+        if self.clock is None:
+            return step / self.steps
+        return (self.clock.seconds + ahead) / self.clock.budget
+
+    def side(self, progress: float) -> int:
+        """The image side at ``progress``."""
+        return self.sides[min(int(progress * len(self.sides)), len(self.sides) - 1)]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.batches()
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of this part from number ``start`` on (after a crash, for instance)."""
-        step, last = self.part * len(self) + start, (self.part + 1) * len(self)
-        while step < last:
-            epoch, index = divmod(step, len(self.loader))
+        if self.clock is None:
+            self.step = self.part * len(self) + start
+        end = (self.part + 1) / self.parts
+        for images, labels in self._endless():
+            began = time.perf_counter()
+            self.last_side = self.side(self.progress(self.step))
+            images = resize(images, self.last_side)
+            yield images.contiguous(memory_format=self.memory_format), labels
+            self.step += 1
+            if self.progress(self.step, ahead=(time.perf_counter() - began) / 2) >= end:
+                return
+
+    def _endless(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The loader's batches from number ``step`` on, epoch after epoch."""
+        while True:
+            epoch, index = divmod(self.step, len(self.loader))
             self.loader.set_epoch(epoch)
-            for images, labels in self.loader.batches(index):
-                images = resize(images, self.side_at(step))
-                yield images.contiguous(memory_format=self.memory_format), labels
-                step += 1
-                if step == last:
-                    return
+            yield from self.loader.batches(index)
+
+
+def one_cycle(progress: float, warm_up: float = 0.25) -> float:
+    """The share of the peak learning rate: from 1/5 straight up to 1 at ``warm_up``, then straight
+    down to 0 at progress 1."""
+    rising = 0.2 + 0.8 * progress / warm_up
+    falling = (1 - progress) / (1 - warm_up)
+    return max(0.0, min(rising, falling))
 
 
 # --- The articles' recipe -----------------------------------------------------------------------
@@ -309,15 +254,16 @@ def articles(
     Args:
         train, held_out: images to learn from, and to measure on after each epoch.
         max_steps: stop after this many steps (then there is one measurement, at the end).
-        per_image: read through the per-image pipeline with ``workers`` processes, as the
-            articles do. False: the same recipe with `data.BatchLoader`, which is quicker.
+        per_image: read PIL images one by one, through torchvision's transforms and torch's
+            ``DataLoader`` with ``workers`` processes, as the articles do (0: in this process).
+            False: the same recipe with `data.BatchLoader`, which is quicker.
     """
     torch.manual_seed(seed)
     begin = time.perf_counter()
     if per_image:
         generator = torch.Generator().manual_seed(seed)
         loader = torch.utils.data.DataLoader(
-            PerImagePipeline(train), 4, shuffle=True, num_workers=workers, generator=generator
+            PilImages(train, TO_HALF), 4, shuffle=True, num_workers=workers, generator=generator
         )
     else:
         loader = data.BatchLoader(train, 4, shuffle=True, seed=seed, **HALF)
@@ -336,11 +282,15 @@ def articles(
     if not history.rows:  # cut short inside the first epoch: nothing was measured on the way
         seconds = prepared + time.perf_counter() - begin
         accuracy = evaluate(model).accuracy
-        return Outcome(model, (seconds,), (accuracy,), NumberFormat(), history)
-    return _outcome(model, history, prepared, NumberFormat())
+        return Outcome(model, (seconds,), (accuracy,), history)
+    return _outcome(model, history, prepared)
 
 
-HALF = {"mean": torch.full((3,), 0.5), "std": torch.full((3,), 0.5)}  # the articles' Normalize
+# The articles' transform, and the same for whole batches (arguments of `data.BatchLoader`).
+TO_HALF = transforms.Compose([
+    transforms.ToTensor(), transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+])  # fmt: skip
+HALF = {"mean": torch.full((3,), 0.5), "std": torch.full((3,), 0.5)}
 
 
 # --- Our recipe ---------------------------------------------------------------------------------
@@ -351,12 +301,13 @@ class Settings:
     """The numbers of the fast recipe; `dataclasses.replace` changes one of them.
 
     Attributes:
-        epochs: passes over the training images; may be a part of one.
-        sides: image sides, each for an equal share of the steps: small images first, which
+        epochs: passes over the training images; may be a part of one. With a budget: as many as
+            the network must be narrow enough for.
+        sides: image sides, each for an equal share of the training: small images first, which
             cost a fraction and teach the coarse shapes.
-        widths, depth, logit_scale: of the `models.WhitenedNet`.
+        widths, depth, logit_scale: of the `models.WhitenedNet`. With a budget: the largest widths.
         batch_size, learning_rate: the rate is the peak of the one-cycle schedule.
-        warm_up: share of the steps in which the rate rises.
+        warm_up: share of the training in which the rate rises, above 0.
         momentum, weight_decay: of SGD with Nesterov's momentum.
         label_smoothing: share of the target that goes to all classes alike.
         crop: pixels by which an image may be moved; 0 mirrors it only.
@@ -402,61 +353,99 @@ def fast(
 ) -> Outcome:
     """Train a `models.WhitenedNet` on large batches with one cycle of the learning rate.
 
-    The seconds count the whitening and the measurement of the number format too.
+    The seconds count the whitening and the choice of number format and widths too.
 
     Args:
         train, held_out: images to learn from, and to measure on ``measurements`` times.
         settings: `SPRINT`, `LONG`, or another choice.
-        budget: seconds. They then decide how many steps there are, instead of
-            ``settings.epochs``: a few passes are timed, and the rest is a division.
+        budget: seconds. The clock then ends the training, instead of ``settings.epochs``, and
+            sets learning rate and image side; the network is made narrow enough for this
+            machine by `widths_that_fit`. Measurements are left out where steps are few.
     """
-    torch.manual_seed(seed)
     synchronize(device)
     begin = time.perf_counter()
-    s = settings
+    s, clock = settings, None if budget is None else Clock(budget)
     train = train.to(device)
-    model = models.WhitenedNet(widths=s.widths, depth=s.depth, logit_scale=s.logit_scale)
-    model.to(device)
+    torch.manual_seed(seed)
+    steps = int(s.epochs * (len(train) // s.batch_size))
+    if s.number_format is None:
+        batch = resize(data.normalize(train.images[: s.batch_size]), _mean_side(s))
+        model = _network(s, device)
+        allowance = math.inf if budget is None else budget / 100
+        s = replace(s, number_format=fastest_format(model, batch, allowance=allowance))
+    if clock is not None:
+        s, step = widths_that_fit(s, train, clock.budget - clock.seconds)
+        measurements = max(1, min(measurements, int((clock.budget - clock.seconds) / step)))
+        steps = 100 * max(measurements, int(clock.budget / step))  # never reached
+    torch.manual_seed(seed)
+    model = _network(s, device)
     if s.whitening_images:
         some = train.images[torch.randperm(len(train))[: s.whitening_images].to(device)]
         model.whiten(resize(data.normalize(some), s.sides[0]))
     else:
         model.whitening.weight.requires_grad_(True)
-    number_format = s.number_format
-    if number_format is None:
-        batch = resize(data.normalize(train.images[: s.batch_size]), s.sides[-1])
-        number_format = fastest_format(model, batch)
-
-    if budget is None:
-        steps = int(s.epochs * (len(train) // s.batch_size))
-    else:
-        step = seconds_per_step(model, train.images[: s.batch_size], s.sides, number_format)
-        steps = max(measurements, int((budget - (time.perf_counter() - begin)) / step))
-    model.to(memory_format=number_format.memory_format)
-    journey = Journey(
-        train, s.batch_size, steps, measurements, s.sides, number_format.memory_format, seed,
-        data.random_crop_flip(s.crop),
+    model.to(memory_format=s.number_format.memory_format)
+    batches = GrowingBatches(
+        train, s.batch_size, steps, measurements, s.sides, s.number_format.memory_format, seed,
+        data.random_crop_flip(s.crop), clock,
     )  # fmt: skip
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad], lr=s.learning_rate,
         momentum=s.momentum, weight_decay=s.weight_decay, nesterov=True,
     )  # fmt: skip
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, s.learning_rate, total_steps=journey.steps + 1, pct_start=s.warm_up,
-        anneal_strategy="linear", div_factor=5, final_div_factor=1e3, cycle_momentum=False,
-    )  # fmt: skip
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: one_cycle(batches.progress(step), s.warm_up)
+    )
     loss_fn = nn.CrossEntropyLoss(label_smoothing=s.label_smoothing)
     prepared = time.perf_counter() - begin
 
     def evaluate(model: nn.Module) -> metrics.Evaluation:
-        side = journey.side_at((journey.part + 1) * len(journey) - 1)
-        return evaluate_at(model, held_out, side, number_format, device)
+        with nullcontext() if clock is None else clock.stopped():
+            return evaluate_at(model, held_out, batches.last_side, s.number_format, device)
 
     history = training.fit(
-        model, journey, optimizer, epochs=measurements, device=device, loss_fn=loss_fn,
-        scheduler=scheduler, evaluate=evaluate, autocast=number_format.autocast, progress=progress,
+        model, batches, optimizer, epochs=measurements, device=device, loss_fn=loss_fn,
+        scheduler=scheduler, evaluate=evaluate, autocast=s.number_format.autocast,
+        progress=progress,
     )  # fmt: skip
-    return _outcome(model, history, prepared, number_format)
+    return _outcome(model, history, prepared, s)
+
+
+def _network(s: Settings, device: torch.device | str) -> models.WhitenedNet:
+    net = models.WhitenedNet(widths=s.widths, depth=s.depth, logit_scale=s.logit_scale)
+    return net.to(device)
+
+
+def _mean_side(s: Settings) -> int:
+    """The side of a square that is as large as the images are on average."""
+    return round(math.sqrt(statistics.mean(side**2 for side in s.sides)))
+
+
+WIDTH_SHARES = (1, 3 / 4, 1 / 2, 3 / 8, 1 / 4)
+# What a step takes beside its forward and backward pass: the batch and the optimizer. Seen on
+# CPUs: 5 to 12% of a pass.
+REST_OF_A_STEP = 0.12
+
+
+def widths_that_fit(s: Settings, train: data.ImageSet, budget: float) -> tuple[Settings, float]:
+    """The widest network that makes ``s.epochs`` epochs in ``budget`` seconds on this machine.
+
+    Of 1, 3/4, 1/2, 3/8 and 1/4 of ``s.widths``, the first that is fast enough, or the last. Two
+    passes on 16 images of the mean size are timed for each.
+
+    Returns:
+        (settings with these widths, estimated seconds of a step).
+    """
+    images = resize(data.normalize(train.images[:16]), _mean_side(s))
+    for share in WIDTH_SHARES:
+        widths = tuple(max(8, round(share * width / 8) * 8) for width in s.widths)
+        narrow = replace(s, widths=widths)
+        model = _network(narrow, images.device)
+        (seconds,) = time_formats(model, images, [s.number_format], repeats=1).values()
+        step = seconds * s.batch_size / len(images) * (1 + REST_OF_A_STEP)
+        if step * s.epochs * (len(train) // s.batch_size) <= budget:
+            break
+    return narrow, step
 
 
 def evaluate_at(
@@ -474,7 +463,7 @@ def evaluate_at(
     number_format = number_format or NumberFormat()
     loader = Resized(data.BatchLoader(image_set, 500), side, number_format.memory_format)
     device = torch.device(device)
-    with torch.autocast(device.type, number_format.autocast, number_format.autocast is not None):
+    with number_format.computing(device):
         return metrics.evaluate(WithFlip(model) if flip else model, loader, device)
 
 
@@ -490,17 +479,9 @@ class WithFlip(nn.Module):
         return (self.model(x) + self.model(x.flip(3))) / 2
 
 
-def _outcome(model, history, prepared, number_format) -> Outcome:
+def _outcome(model, history, prepared, settings=None) -> Outcome:
     """One point for each row of the history; the preparation comes before all of them."""
     seconds = accumulate((row["seconds"] for row in history.rows[1:]),
                          initial=prepared + history.rows[0]["seconds"])  # fmt: skip
     accuracy = (row["val_accuracy"] for row in history.rows)
-    return Outcome(model, tuple(seconds), tuple(accuracy), number_format, history)
-
-
-def median_seconds_to(outcomes: Sequence[Outcome], target: float) -> float | None:
-    """The median over ``outcomes`` of the seconds to ``target``; a run that never came counts
-    as infinitely long. None where the median run did not reach it."""
-    seconds = [outcome.seconds_to(target) for outcome in outcomes]
-    median = statistics.median_high([float("inf") if s is None else s for s in seconds])
-    return None if median == float("inf") else median
+    return Outcome(model, tuple(seconds), tuple(accuracy), history, settings)

@@ -15,13 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from shipyard import processor
+from shipyard.errors import ShipyardError
+
 Value = TypeVar("Value")
 
 PROFILES = ("fast", "full")
-
-
-class ShipyardError(Exception):
-    """A problem that the reader can mend; the message says what is wrong and what to do."""
 
 
 def seed_everything(seed: int) -> torch.Generator:
@@ -42,10 +41,16 @@ def seed_everything(seed: int) -> torch.Generator:
 
 
 def available_devices() -> list[str]:
-    """Names of the devices that torch can use on this machine, fastest first."""
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    mps = ["mps"] if torch.backends.mps.is_available() else []
-    return [*gpus, *mps, "cpu"]
+    """Names of the devices that torch can use on this machine, fastest first.
+
+    An accelerator is whatever torch calls one: a CUDA or ROCm GPU, Apple's mps, or a device
+    that a package adds through torch's entry points.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return ["cpu"]
+    count = torch.accelerator.device_count()
+    return [*(f"{accelerator.type}:{i}" for i in range(count)), "cpu"]
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -79,6 +84,12 @@ def resolve_device(name: str = "auto") -> torch.device:
             f"torch {torch.__version__}."
         )
     return device
+
+
+def synchronize(device: torch.device | str) -> None:
+    """Wait until ``device`` has done its work; a GPU otherwise runs on after the call returns."""
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def resolve_profile(name: str) -> str:
@@ -146,10 +157,11 @@ class Run:
         return time.perf_counter() - self.started
 
     def finish(self, metrics: dict[str, Any], dataset: str = "none") -> Path:
-        """Write ``results/NN.json`` and return its path.
+        """Write ``results/LESSON.json`` and return its path.
 
-        The file holds the metrics, seconds, device, profile, seed, dataset and versions, and
-        is replaced in one step: a reader sees the old file or the new one, never half of one.
+        The file holds the metrics, seconds, device, processor, threads, profile, seed, dataset
+        and versions, and is replaced in one step: a reader sees the old file or the new one,
+        never half of one.
 
         Raises:
             ShipyardError: a metric is not a number, text, list or dict that JSON can hold.
@@ -159,6 +171,8 @@ class Run:
             "profile": self.profile,
             "seed": self.seed,
             "device": str(self.device),
+            "processor": processor.describe(),
+            "threads": torch.get_num_threads(),
             "dataset": dataset,
             "seconds": round(self.seconds, 1),
             "metrics": metrics,
@@ -184,4 +198,5 @@ def start(lesson: str, profile: str = "fast", device: str = "auto", seed: int = 
     run = Run(lesson, resolve_profile(profile), chosen, seed, seed_everything(seed))
     because = "chosen by auto" if device == "auto" else "as asked"
     print(f"Lesson {lesson} · profile {profile} · device {chosen} ({because}) · seed {seed}")
+    print(f"Processor: {processor.describe()}, {torch.get_num_threads()} threads")
     return run

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shipyard.runtime import ShipyardError
+from shipyard.errors import ShipyardError
 
 # Standard modules with long doc strings, that Python 3.11 and every later version have.
 MODULES = (

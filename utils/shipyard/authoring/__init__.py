@@ -4,8 +4,17 @@ Nothing here is needed to read a lesson. The heavy libraries (nbgrader, papermil
 are imported by the function that needs them.
 """
 
-from shipyard.authoring.files import AuthoringError, normalise, normalise_file, read, to_text, write
-from shipyard.authoring.grading import Score, TaskScore, grade, write_marks
+from shipyard.authoring.contents import dead_links, stale_contents
+from shipyard.authoring.feedback import task_statistics, write_feedback
+from shipyard.authoring.files import normalise, normalise_file, read, to_text, write
+from shipyard.authoring.grading import (
+    Score,
+    TaskScore,
+    grade,
+    grade_all,
+    with_short_names,
+    write_marks,
+)
 from shipyard.authoring.labs import generate_lab, learner_changed, write_lab
 from shipyard.authoring.running import (
     CellError,
@@ -23,6 +32,7 @@ from shipyard.authoring.series import (
     save_outputs,
     write_index,
 )
+from shipyard.errors import AuthoringError
 
 __all__ = [
     "AuthoringError",
@@ -31,10 +41,12 @@ __all__ = [
     "Score",
     "SeriesResult",
     "TaskScore",
+    "dead_links",
     "failures",
     "find_notebook",
     "generate_lab",
     "grade",
+    "grade_all",
     "known_parameters",
     "learner_changed",
     "normalise",
@@ -45,8 +57,12 @@ __all__ = [
     "run_notebook",
     "run_series",
     "save_outputs",
+    "stale_contents",
+    "task_statistics",
     "to_text",
+    "with_short_names",
     "write",
+    "write_feedback",
     "write_index",
     "write_lab",
     "write_marks",

@@ -10,6 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shipyard.authoring import setup_cell
+from shipyard.errors import AuthoringError
+
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
@@ -33,8 +36,9 @@ PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(it|[kMG]?B)? \[\d+:\d+.*(/s|s/it)\]")
 ADDRESS = re.compile(r"(?<= at )0x[0-9a-f]{6,}")
 
 
-class AuthoringError(Exception):
-    """A notebook or a command that its author can mend; the message says how."""
+def topic_of(name: str) -> str:
+    """``"05_attention"`` → ``"attention"``: what stays when lessons are renumbered."""
+    return re.sub(r"^\d+_", "", name)
 
 
 def read(path: Path | str) -> NotebookNode:
@@ -102,13 +106,18 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
 
 
 def normalise_file(path: Path | str, check: bool = False) -> bool:
-    """Normalise one file in place; return True where it was (or, with ``check``, is) not so."""
+    """Normalise one file in place, its setup cell too, which tells of the project's address.
+
+    Returns True where the file was (or, with ``check``, is) in another form.
+    """
     path = Path(path)
-    wanted = to_text(normalise(read(path)))
-    if path.read_text(encoding="utf-8") == wanted:
+    notebook = read(path)
+    setup_cell.write_setup(notebook, path)
+    notebook = normalise(notebook)
+    if path.read_text(encoding="utf-8") == to_text(notebook):
         return False
     if not check:
-        write(normalise(read(path)), path)
+        write(notebook, path)
     return True
 
 

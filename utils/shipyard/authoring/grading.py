@@ -1,26 +1,26 @@
-"""Grading: run a submitted lab against the solution's own checks, and count the points."""
+"""Grading: run hand-ins against the solution's own checks, and count the points."""
 
 from __future__ import annotations
 
-import ast
-import copy
 import csv
+import hashlib
+import json
 import os
 import re
-import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from shipyard.authoring.files import AuthoringError, read
+from shipyard.authoring import sandbox
 from shipyard.authoring.labs import require_nbgrader
-from shipyard.authoring.running import QUIET_KERNEL
 
-if TYPE_CHECKING:
-    from nbformat import NotebookNode
-
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
+TIMEOUT = 30.0
+PACKAGE = Path(__file__).resolve().parents[1]
+ABSOLUTE = re.compile(r"(?<![\w.:/])(?:[A-Za-z]:\\|/)(?:[^\s:'\"]*[/\\])")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Score:
     path: Path
     tasks: tuple[TaskScore, ...] = field(default=())
     problem: str = ""
+    lab: str = ""
+    note: str = ""
 
     @property
     def points(self) -> float:
@@ -53,193 +55,167 @@ class Score:
         return sum(task.max_points for task in self.tasks)
 
 
-def grade(path: Path | str, solutions: Path | str, timeout: float = 60) -> Score:
-    """Run the lab at ``path`` in a kernel of its own and score it; its faults are in the score.
+def grade(
+    path: Path | str, solutions: Path | str, timeout: float = TIMEOUT, use_sandbox: bool = True
+) -> Score:
+    """Run the lab at ``path`` in processes of its own and score it; its faults are in the score.
 
-    The locked cells, checks among them, are taken from the solution, so that an edited check
-    counts for nothing and a deleted one comes back. A cell that runs longer than ``timeout``
-    seconds, or kills the kernel, counts as failed; the rest is graded in a new kernel.
-
-    The learner's code runs **unsandboxed**, with your rights.
+    Only the text of the answer cells is taken from the hand-in. A cell that runs longer than
+    ``timeout`` seconds, or ends its process, counts as failed; the rest is graded. The learner's
+    code runs under bubblewrap where that is there (`shipyard.authoring.sandbox`).
 
     Raises:
         AuthoringError: nbgrader is not installed.
     """
-    path = Path(path)
     require_nbgrader()
-    try:
-        submission = read(path)
-        solution = _find_solution(submission, path, Path(solutions))
-        notebook = with_locked_cells(submission, read(solution))
-        diagnoses = _execute(notebook, path.resolve().parent, timeout)
-    except AuthoringError as error:
-        return Score(path, problem=str(error))
-    return Score(path, tuple(_task_scores(notebook, diagnoses)))
-
-
-def with_locked_cells(submission: NotebookNode, solution: NotebookNode) -> NotebookNode:
-    """A copy of ``submission`` in which every locked cell is the solution's own."""
-    from nbgrader.utils import is_locked
-
-    graded = copy.deepcopy(submission)
-    locked = {_grade_id(cell): cell for cell in solution.cells if is_locked(cell)}
-    seen: set[str] = set()
-    for index, cell in enumerate(graded.cells):
-        name = _grade_id(cell)
-        if name in seen:  # a copied cell is the learner's own, whatever its name says
-            del cell.metadata["nbgrader"]
-        elif name in locked:
-            graded.cells[index] = copy.deepcopy(locked[name])
-        if name:
-            seen.add(name)
-    before = ""
-    for cell in solution.cells:
-        name = _grade_id(cell)
-        if name in locked and name not in seen:
-            graded.cells.insert(_place(graded, before, cell), copy.deepcopy(cell))
-            seen.add(name)
-        before = name or before
-    return graded
-
-
-def _place(notebook: NotebookNode, before: str, cell: NotebookNode) -> int:
-    """Where a missing locked cell goes: after its neighbour; else a check last, a setup first."""
-    from nbgrader.utils import is_grade
-
-    for index, other in enumerate(notebook.cells):
-        if before and _grade_id(other) == before:
-            return index + 1
-    return len(notebook.cells) if is_grade(cell) else 0
-
-
-def _grade_id(cell: NotebookNode) -> str:
-    return cell.metadata.get("nbgrader", {}).get("grade_id", "")
-
-
-def _find_solution(submission: NotebookNode, path: Path, solutions: Path) -> Path:
-    """The solution of a submitted lab: the one that it names, else the one with its checks."""
-    known = {solution.stem: solution for solution in sorted(solutions.glob("*.ipynb"))}
-    if not known:
-        raise AuthoringError(f"{solutions} holds no solution notebooks to grade against.")
-    named = submission.metadata.get("shipyard", {}).get("solution", "")
-    if named in known:
-        return known[named]
-    names = {_grade_id(cell) for cell in submission.cells} - {""}
-    for stem, solution in known.items():
-        checks = {
-            _grade_id(cell)
-            for cell in read(solution).cells
-            if cell.metadata.get("nbgrader", {}).get("grade")
-        }
-        if checks & names or path.stem.startswith(stem):
-            return solution
-    raise AuthoringError(
-        f"{path.name} belongs to no known lab: it names none and holds none of their checks. "
-        f"Known: {', '.join(known)}."
-    )
-
-
-def _execute(notebook: NotebookNode, folder: Path, timeout: float) -> dict[int, str]:
-    """Run every cell, errors or not; return the diagnosis of each failed check by its index."""
-    stopped: dict[int, str] = {}
-    while True:
-        stop, diagnoses = _execute_once(notebook, folder, timeout, stopped)
-        if stop is None:
-            return diagnoses
-        index, reason = stop
-        stopped[index] = reason
-
-
-def _execute_once(
-    notebook: NotebookNode, folder: Path, timeout: float, stopped: dict[int, str]
-) -> tuple[tuple[int, str] | None, dict[int, str]]:
-    """One kernel's life. ``stopped`` cells are left out; the first return value adds one."""
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-    from nbformat.v4 import new_output
-
-    client = NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3", allow_errors=True,
-        shutdown_kernel="immediate", extra_arguments=QUIET_KERNEL,
+    path = Path(path)
+    request = {
+        "path": str(path.resolve()),
+        "solutions": str(Path(solutions).resolve()),
+        "timeout": timeout,
+        "sandbox": use_sandbox and sandbox.is_available(),
+    }
+    paths = [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]  # this very Shipyard
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg",
+                   "PYTHONPATH": os.pathsep.join(filter(None, paths))}  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shipyard.authoring.judge"], env=environment, encoding="utf-8",
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    client.log.setLevel("CRITICAL")  # a learner's endless loop is news for the table, not the log
-    client.reset_execution_trackers()
-    diagnoses: dict[int, str] = {}
-    with tempfile.TemporaryDirectory() as results, client.setup_kernel(
-        cwd=str(folder), env=_environment(results)
-    ):  # fmt: skip
-        for index, cell in enumerate(notebook.cells):
-            if index in stopped:
-                cell.outputs = [new_output("error", ename="Stopped", evalue=stopped[index])]
-                continue
-            try:
-                client.execute_cell(cell, index)
-            except CellTimeoutError:
-                return (index, f"ran longer than {timeout:g} seconds"), {}
-            except DeadKernelError:
-                return (index, "ended the kernel"), {}
-            if _error(cell) and _grade_id(cell):
-                diagnoses[index] = _diagnosis(client)
-    return None, diagnoses
-
-
-def _environment(results: str) -> dict[str, str]:
-    return {**os.environ, "SHIPYARD_RESULTS": results, "MPLBACKEND": "agg"}
-
-
-def _diagnosis(client) -> str:
-    """Ask the kernel for the slug of the error that it raised last."""
-    question = "getattr(__import__('sys').last_value, 'diagnosis', None) or ''"
-    reply = client.wait_for_reply(
-        client.kc.execute("", silent=True, user_expressions={"slug": question})
-    )
-    answer = reply["content"].get("user_expressions", {}).get("slug", {}) if reply else {}
-    text = answer.get("data", {}).get("text/plain", "''")
+    with process, _running(process):
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()  # and left open: the judge ends when this process does
+        answer = process.stdout.read()
     try:
-        return str(ast.literal_eval(text))
-    except (ValueError, SyntaxError):
-        return ""
+        verdict = json.loads(answer)
+    except ValueError:
+        return Score(path, problem="It could not be graded: the process that judged it ended.")
+    tasks = tuple(TaskScore(**task) for task in verdict.pop("tasks", ()))
+    return Score(path, tasks, **verdict)
 
 
-def _error(cell: NotebookNode) -> NotebookNode | None:
-    return next((o for o in cell.get("outputs", ()) if o.output_type == "error"), None)
+_processes: set[subprocess.Popen] = set()
 
 
-def _task_scores(notebook: NotebookNode, diagnoses: dict[int, str]) -> Iterable[TaskScore]:
-    from nbgrader.utils import determine_grade, is_grade
+class _running:  # noqa: N801  (reads as a verb)
+    """Remember a process, so that `stop` can end it."""
 
-    for index, cell in enumerate(notebook.cells):
-        if not is_grade(cell):
-            continue
-        error = _error(cell)
-        # nbgrader takes any text on stderr for a failure; a warning is none.
-        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-        points, max_points = determine_grade(cell)
-        message = ""
-        if error is not None:
-            message = f"{error.ename}: {ANSI.sub('', error.evalue)}".strip()
-        yield TaskScore(
-            task=_grade_id(cell).removeprefix("check-"),
-            points=points or 0.0,
-            max_points=max_points,
-            diagnosis=diagnoses.get(index, ""),
-            message=message,
+    def __init__(self, process: subprocess.Popen):
+        self.process = process
+
+    def __enter__(self) -> None:
+        _processes.add(self.process)
+
+    def __exit__(self, *exception: object) -> None:
+        _processes.discard(self.process)
+        self.process.kill()
+
+
+def grade_all(
+    paths: Sequence[Path],
+    solutions: Path,
+    records: Path | None = None,
+    timeout: float = TIMEOUT,
+    jobs: int | None = None,
+    on_done: Callable[[Score], None] = lambda score: None,
+) -> list[Score]:
+    """Grade many hand-ins, ``jobs`` at once (by default one for each core).
+
+    ``records`` is a folder that keeps each score, so that a run that was killed goes on: a
+    hand-in is graded again only where it, its solution, a check or the time limit has changed.
+    """
+    require_nbgrader()
+    basis = _digest_of_the_checks(solutions, timeout)
+    lock = threading.Lock()
+
+    def one(path: Path) -> Score:
+        record = records and records / f"{_digest(basis, path)}.json"
+        score = record and _read_record(record, path)
+        if not score:
+            score = grade(path, solutions, timeout)
+            if record and not score.problem:
+                _write_record(record, score)
+        with lock:
+            on_done(score)
+        return score
+
+    with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
+        try:
+            return list(pool.map(one, paths))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(_processes):
+                process.kill()
+            raise
+
+
+def _digest_of_the_checks(solutions: Path, timeout: float) -> str:
+    """What a score depends on beside the hand-in: solutions, checks, the grader, the limits."""
+    files = [*solutions.glob("*.ipynb"), *PACKAGE.glob("authoring/*.py")]
+    files += [path for path in PACKAGE.glob("checks/**/*") if path.suffix in (".py", ".md")]
+    digest = hashlib.sha256(f"{timeout} {sandbox.is_available()}".encode())
+    for path in sorted(files):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _digest(basis: str, path: Path) -> str:
+    content = path.read_bytes() if path.is_file() else b""
+    return hashlib.sha256(basis.encode() + path.name.encode() + b"\0" + content).hexdigest()[:32]
+
+
+def _read_record(record: Path, path: Path) -> Score | None:
+    try:
+        kept = json.loads(record.read_text(encoding="utf-8"))
+        tasks = tuple(TaskScore(**task) for task in kept.pop("tasks"))
+        return Score(**{**kept, "path": path, "tasks": tasks})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_record(record: Path, score: Score) -> None:
+    record.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = record.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
+    unfinished.write_text(json.dumps({**asdict(score), "path": ""}), encoding="utf-8")
+    unfinished.replace(record)
+
+
+def with_short_names(scores: Iterable[Score]) -> list[Score]:
+    """The scores with paths from the files' common folder on, and no other folder in a message."""
+    scores = list(scores)
+    whole = [Path(os.path.abspath(score.path)) for score in scores]
+    common = os.path.commonpath([path.parent for path in whole]) if whole else ""
+    return [
+        replace(
+            score,
+            path=path.relative_to(common),
+            problem=ABSOLUTE.sub("", score.problem),
+            tasks=tuple(replace(t, message=ABSOLUTE.sub("", t.message)) for t in score.tasks),
         )
+        for score, path in zip(scores, whole, strict=True)
+    ]
 
 
 def write_marks(scores: Iterable[Score], path: Path | str) -> None:
-    """Write one CSV line for each file and task: file, task, points, max_points, diagnosis."""
+    """Write one CSV line for each file and task, and no path but from the files' common folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["file", "task", "points", "max_points", "diagnosis", "message"])
-        for score in scores:
-            for task in score.tasks:
-                first_line = task.message.split("\n")[0]
-                table.writerow(
-                    [score.path, task.task, f"{task.points:g}", f"{task.max_points:g}",
-                     task.diagnosis, first_line]
-                )  # fmt: skip
-            if score.problem:
-                table.writerow([score.path, "", "", "", "not graded", score.problem])
+        table.writerow(["file", "lab", "task", "points", "max_points", "diagnosis", "message"])
+        for score in with_short_names(scores):
+            table.writerows([_harmless(text) for text in row] for row in _rows(score))
+
+
+def _rows(score: Score) -> Iterator[list[str]]:
+    name = score.path.as_posix()
+    for task in score.tasks:
+        points = [f"{task.points:g}", f"{task.max_points:g}"]
+        yield [name, score.lab, task.task, *points, task.diagnosis, task.message.split("\n")[0]]
+    if score.problem:
+        yield [name, "", "", "", "", "not graded", score.problem]
+
+
+def _harmless(text: str) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text

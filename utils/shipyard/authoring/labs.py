@@ -7,7 +7,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shipyard.authoring.files import AuthoringError, normalise, read, to_text, write
+from shipyard.authoring.files import normalise, read, to_text, write
+from shipyard.errors import AuthoringError
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -51,7 +52,10 @@ def generate_lab(solution_path: Path | str) -> NotebookNode:
     except Exception as error:  # nbgrader raises many kinds; each means: mend the solution
         reason = str(error).strip() or type(error).__name__
         raise AuthoringError(f"{path.name} gives no lab: {reason}.") from error
+    extra = lab.metadata.get("shipyard", {}).get("extra")
     lab.metadata["shipyard"] = {"solution": path.stem, "checksum": content_checksum(lab)}
+    if extra:
+        lab.metadata["shipyard"]["extra"] = extra
     return normalise(lab)
 
 

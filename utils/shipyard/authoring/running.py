@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shipyard.authoring.files import AuthoringError, read
+from shipyard.authoring.files import read, topic_of
+from shipyard.errors import AuthoringError
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -29,6 +30,7 @@ TAKES = {
     list: "a list such as [1, 2]",
     tuple: "a tuple such as (1, 2)",
     dict: "a dict such as {'a': 1}",
+    None: "a number such as 3 or 0.01, or none",
 }
 
 
@@ -51,7 +53,8 @@ class CellError(AuthoringError):
 class Parameter:
     """One name of the parameters cell, its default as written, and the type that it takes.
 
-    ``kind`` is None where the default tells no type (``None``: the profile decides).
+    ``kind`` is None where the default tells no type (``None``: the profile decides). Then it takes
+    a number, or another literal; a text needs an annotation: ``NAME: str | None = None``.
     """
 
     name: str
@@ -60,7 +63,7 @@ class Parameter:
 
 
 def find_notebook(name: str, folder: Path) -> Path:
-    """``"01"``, ``"01_convolution_and_pooling"`` or a path → the notebook's path.
+    """``"02"``, ``"convolution"``, ``"02_convolution"`` or a path → the notebook's path.
 
     Raises:
         AuthoringError: there is no such notebook; the message lists those of ``folder``.
@@ -70,7 +73,9 @@ def find_notebook(name: str, folder: Path) -> Path:
     known = {path.stem: path for path in sorted(folder.glob("*.ipynb"))}
     wanted = Path(name).stem if name.endswith(".ipynb") else name
     number = wanted.zfill(2) if wanted.isdigit() else wanted
-    matches = [stem for stem in known if stem == wanted or stem.startswith(f"{number}_")]
+    matches = [
+        stem for stem in known if wanted in (stem, topic_of(stem)) or stem.startswith(f"{number}_")
+    ]
     if len(matches) == 1:
         return known[matches[0]]
     close = difflib.get_close_matches(wanted, known, n=1)
@@ -87,12 +92,13 @@ def known_parameters(notebook: NotebookNode) -> dict[str, Parameter]:
     found = {}
     for statement in ast.parse(cells[0].source).body if cells else ():
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            name, value = statement.targets[0].id, statement.value
+            name, kind = statement.targets[0].id, _kind(statement.value)
         elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
-            name, value = statement.target.id, statement.value
+            name = statement.target.id
+            kind = KINDS.get(ast.unparse(statement.annotation).partition(" ")[0])
         else:
             continue
-        found[name] = Parameter(name, ast.unparse(value), _kind(value))
+        found[name] = Parameter(name, ast.unparse(statement.value), kind)
     return found
 
 
@@ -115,6 +121,7 @@ def parse_parameter(parameter: Parameter, text: str) -> Any:
         AuthoringError: ``text`` is no such value; the message says what the parameter takes.
     """
     kind = parameter.kind
+    words = {"none": "None", "true": "True", "false": "False"}
     try:
         if kind is str:
             return text
@@ -122,19 +129,14 @@ def parse_parameter(parameter: Parameter, text: str) -> Any:
             return SWITCH[text.lower()]
         if kind in (int, float):
             return kind(text)
-        if kind is not None:
-            value = ast.literal_eval(text)
-            if not isinstance(value, kind):
-                raise ValueError
-            return value
+        value = ast.literal_eval(words.get(text.lower(), text))
+        if kind is not None and not isinstance(value, kind):
+            raise ValueError
+        return value
     except (KeyError, ValueError, SyntaxError):
         raise AuthoringError(
             f"{parameter.name} takes {TAKES[kind]} (default: {parameter.default}), not {text!r}."
         ) from None
-    try:
-        return ast.literal_eval({"none": "None", "true": "True", "false": "False"}.get(text, text))
-    except (ValueError, SyntaxError):
-        return text
 
 
 def parse_parameters(notebook: NotebookNode, texts: Mapping[str, str], name: str) -> dict[str, Any]:

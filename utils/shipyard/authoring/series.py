@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from shipyard.authoring.files import AuthoringError, normalise, read, write
+from shipyard.authoring.files import normalise, read, topic_of, write
 from shipyard.authoring.running import known_parameters, parse_parameters, run_notebook
+from shipyard.errors import AuthoringError
 
 KEY_RESULTS = 6
 
@@ -69,14 +71,22 @@ def run_series(
         on_change: called with (result, cells begun, cells in all) at each cell and change.
 
     Raises:
-        AuthoringError: a parameter that no notebook knows, or a wrong value; nothing was run.
+        AuthoringError: a parameter that no notebook knows, a wrong value, or a folder that
+            cannot be written; nothing was run.
     """
     results = [SeriesResult(Path(path)) for path in paths]
     chosen = _parameters_of_each(results, parameters or {})
     folder = folder.resolve()
     if any(result.path.resolve().parent == folder for result in results):
         raise AuthoringError(f"The run would overwrite the notebooks in {folder}; choose another.")
-    (folder / "results").mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / "results").mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise AuthoringError(
+            f"{folder} cannot hold the results: {error}. Give a folder that can be written, with "
+            "--output; nothing was run."
+        ) from error
     environment = {"SHIPYARD_RESULTS": str(folder / "results"), **(environment or {})}
     tell = on_change or (lambda result, cell, cells: None)
     started = datetime.now(UTC)
@@ -142,7 +152,7 @@ def _run_one(
         raise
     finally:
         result.seconds = time.perf_counter() - clock
-        result.record = _record(folder / "results" / f"{result.name[:2]}.json", since=began)
+        result.record = _record(folder / "results" / f"{topic_of(result.name)}.json", since=began)
         result.page = None if result.state == "interrupted" else _render(result.output)
         tell(result, 1, 1)
 

@@ -1,17 +1,17 @@
 """The check engine: compare a learner's function with a reference, and name the mistake.
 
 A check calls the learner's function on several cases and compares every answer with the
-reference's. Where one differs, it asks whether a known mistake would give the same answer: a
-`Mistake` is a wrong answer as code, together with the advice that mends it.
+reference's. Where one differs, it asks whether a known mistake would give the same answer.
+
+    def area(height, width):
+        return height * width
 
     def check_area(candidate):
-        return compare(
-            candidate,
-            signature="area(height, width)",
-            reference=lambda height, width: height * width,
-            cases=[Case(2, 3), Case(5, 7)],
-            mistakes=[Mistake("perimeter", "You added ...", lambda h, w: 2 * (h + w))],
-        )
+        return compare(candidate, reference=area, cases=[Case(2, 3), Case(5, 7)])
+
+The mistakes stand in a catalogue, ``mistakes/<subject>.md``, as edits of the reference's source
+(see `shipyard.checks.catalogue`). One that no edit can express is a `Mistake`: a wrong answer as
+code, together with the advice that mends it.
 
 A check returns `Passed` or raises `CheckFailed`. `compare` judges answers, never how they were
 made; a check that judges the method too (messages sent, calls made) brings its own counters.
@@ -24,20 +24,31 @@ import copy
 import html
 import inspect
 import reprlib
+import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from shipyard.checks import catalogue, changes, remote
 from shipyard.checks.differences import describe, difference
 
-_LIBRARIES = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
+# What no other answer explains: these are not about values.
+UNEXPLAINED = ("changed-input", "wrong-signature", "wrong-dtype", "returned-none")
+PAIR_SECONDS = 1.0
+CHANGE_SECONDS = 3.0
+MOST_LINES = 25
+
+_TORCH = str(Path(torch.__file__).parent)
+_LIBRARIES = (str(Path(__file__).parent), _TORCH)
 
 
 class CheckFailed(AssertionError):  # noqa: N818  (it says what happened, as in pytest.Failed)
@@ -67,6 +78,12 @@ class Passed:
     def _repr_html_(self) -> str:
         return f"<span style='color:#009E73'>✓</span> {html.escape(repr(self)[2:])}"
 
+    def _ipython_display_(self) -> None:
+        """Shown, but not as the cell's value: nbgrader would read that as a number of points."""
+        from IPython.display import display
+
+        display({"text/plain": repr(self), "text/html": self._repr_html_()}, raw=True)
+
 
 class Case:
     """One call of the function: ``Case(x, weight, stride=2)`` stands for f(x, weight, stride=2)."""
@@ -93,6 +110,22 @@ class Mistake:
         self.slug, self.advice, self.answers = slug, advice, answers
 
 
+def known_mistakes(reference: Callable) -> list[Mistake]:
+    """The mistakes that the catalogue of the reference's module names for it, the likeliest first.
+
+    Raises:
+        CatalogueError: the catalogue does not fit the reference.
+    """
+    return [
+        Mistake(
+            entry.slug,
+            entry.advice,
+            *(catalogue.edited(reference, form) for form in entry.forms),
+        )
+        for entry in catalogue.entries(reference)
+    ]
+
+
 def draws(seed: int) -> Callable[..., Tensor]:
     """A function ``draw(*shape)`` that returns seeded standard normal float64 tensors."""
     generator = torch.Generator().manual_seed(seed)
@@ -102,31 +135,43 @@ def draws(seed: int) -> Callable[..., Tensor]:
 def compare(
     candidate: Callable,
     *,
-    signature: str,
+    signature: str | None = None,
     reference: Callable,
     cases: Iterable[Case],
-    mistakes: Sequence[Mistake] = (),
+    mistakes: Sequence[Mistake] | None = None,
     outputs: Sequence[str] = (),
     tolerance: float = 1e-7,
     use: Callable | None = None,
+    forms: Sequence[Callable] = (),
+    small_changes: bool = True,
+    forbidden: dict[str, str] | None = None,
 ) -> Passed:
     """Compare ``candidate`` with ``reference`` on ``cases``; say which of ``mistakes`` it made.
 
     Args:
         candidate: the learner's function.
         signature: "name(first, second=1)": how the task names the function and its arguments.
-        reference: the truth, called like the candidate.
+            The default is that of the reference.
+        reference: the truth, called like the candidate, and written as a good learner would.
         cases: smallest first; the first case that fails is the one that is reported.
-        mistakes: the most likely first.
+        mistakes: the most likely first. The default is what the catalogue of the reference's
+            module holds for its name.
         outputs: names of the results, where the function returns a tuple.
         tolerance: largest |got − expected| / (1 + |expected|) that still counts as equal.
         use: ``use(function, *args, **options)`` returns what is compared. Give it where the task
             is not a plain function, such as a class to be built and then stepped; inputs may then
-            change. The default calls the function.
+            change. The default calls the function. With an attribute ``runs_here`` it stays in this
+            process where the function lives in another (`shipyard.checks.remote`).
+        forms: other right ways to write the answer. Where no named mistake fits, small changes
+            of the reference and of these are tried.
+        small_changes: False where a changed reference may wait for ever, as ranks do.
+        forbidden: functions of torch or Python that the task does without, and what to tell who
+            calls one: "conv2d", "OneCycleLR.__init__", "cross_entropy(label_smoothing)".
 
     Raises:
-        CheckFailed: an answer is wrong.
+        CheckFailed: an answer is wrong, or a right one comes from a forbidden function.
     """
+    signature = signature or f"{reference.__name__}{inspect.signature(reference)}"
     task = _Task(signature, reference, tuple(outputs), tolerance, use)
     if not callable(candidate):
         raise CheckFailed(
@@ -137,32 +182,27 @@ def compare(
     attempts = [task.attempt(candidate, case) for case in cases]
     failing = [attempt for attempt in attempts if attempt.slug]
     if not failing:
+        for name, advice in (forbidden or {}).items():
+            if task.calls(candidate, attempts[0].case, name):
+                text = f"{task.name} is right, but it calls torch's {name}.\n\n{_paragraph(advice)}"
+                raise CheckFailed(text, "forbidden-call")
         return Passed(task.name, len(attempts))
     first = failing[0]
     if first.slug == "not-implemented":
         raise CheckFailed(first.text, first.slug) from first.error
 
-    slug, parts = first.slug, [first.text]
-    found = [(mistake, task.explained(mistake, attempts)) for mistake in mistakes]
-    mistake, explained = max(found, key=lambda pair: pair[1], default=(None, 0))
-    if explained:
-        slug = mistake.slug
-        parts.append(f"What went wrong ({slug}):\n{_paragraph(mistake.advice)}")
-    if 0 < explained < len(failing):
-        parts.append(
-            f"This explains {explained} of the {len(failing)} cases that fail. Mend it, then run "
-            "the check again."
-        )
-    if not explained and task.is_unsteady(candidate, first):
-        parts.append(
-            "Called again with the same arguments, it gave another answer. It uses random numbers, "
-            "memory that was never filled (torch.empty), or a variable from outside."
-        )
-    title = f"{task.name} is not right yet: {len(failing)} of {len(attempts)} cases fail."
-    title += f" The first is case {attempts.index(first) + 1}:"
-    raise CheckFailed(
-        "\n\n".join([title, task.show_call(first.case), *parts]), slug
-    ) from first.error
+    mistakes = known_mistakes(reference) if mistakes is None else mistakes
+    references = (reference, *forms) if small_changes else ()
+    with warnings.catch_warnings(
+        action="ignore"
+    ):  # an edited reference may call what is deprecated
+        slug, verdict = task.verdict(candidate, attempts, mistakes, references)
+    count = f"{len(failing)} of {len(attempts)} cases fail"
+    parts = [f"{task.name} is not right yet: {count}.", *verdict]
+    number = attempts.index(first) + 1
+    parts.append(f"The first that fails is case {number}:\n{task.show_call(first.case)}")
+    text = _limited("\n\n".join([*parts, first.text]))
+    raise CheckFailed(text, slug or first.slug) from first.error
 
 
 @dataclass(eq=False)
@@ -189,7 +229,13 @@ class _Task:
     def name(self) -> str:
         return self.signature.partition("(")[0]
 
+    def same(self, expected: Any, got: Any) -> bool:
+        return not difference(expected, got, tolerance=self.tolerance, brief=True)
+
     def answer(self, function: Callable, args: tuple, options: dict) -> Any:
+        elsewhere = remote.inside(function)
+        if elsewhere and not getattr(self.use, "runs_here", False):
+            return elsewhere.evaluate(self.use, function, args, options)
         return self.use(function, *args, **options) if self.use else function(*args, **options)
 
     def attempt(self, candidate: Callable, case: Case) -> _Attempt:
@@ -199,11 +245,12 @@ class _Task:
         misfit = None if self.use else _misfit(candidate, args, options)
         if misfit:
             attempt.slug = "wrong-signature"
-            attempt.text = f"Your function cannot be called like this: {misfit}.\n"
-            attempt.text += f"The task asks for {self.signature}."
+            attempt.text = _explain_misfit("Your function", misfit, self.signature)
             return attempt
         try:
             attempt.got = self.answer(candidate, args, options)
+        except CheckFailed:  # of a check's own ``use``
+            raise
         except Exception as error:
             attempt.error = error
             attempt.slug, attempt.text = _explain_error(error, self.name)
@@ -221,12 +268,92 @@ class _Task:
         attempt.slug, attempt.text = found or ("", "")
         return attempt
 
+    def verdict(
+        self,
+        candidate: Callable,
+        attempts: list[_Attempt],
+        mistakes: Sequence[Mistake],
+        references: tuple[Callable, ...],
+    ) -> tuple[str, list[str]]:
+        """(slug, paragraphs): which mistake it is; ("", []) where nothing is known of it."""
+        failing = [attempt for attempt in attempts if attempt.slug]
+        found = [(mistake, self.explained(mistake, attempts)) for mistake in mistakes]
+        mistake, explained = max(found, key=lambda pair: pair[1], default=(None, 0))
+        share = f"{explained} of the {len(failing)} cases that fail"
+        if explained and 2 * explained >= len(failing):
+            parts = [f"What went wrong ({mistake.slug}):\n{_paragraph(mistake.advice)}"]
+            if explained < len(failing):
+                parts.append(f"This explains {share}. Mend it, then run the check again.")
+            return mistake.slug, parts
+        if both := self.two_mistakes(catalogue.entries(self.reference), attempts):
+            return both[0], [both[1]]
+        if self.is_unsteady(candidate, failing[0]):
+            return "", [
+                "Called again with the same arguments, it gave another answer. It uses random "
+                "numbers, memory that was never filled (torch.empty), or a variable from outside."
+            ]
+        top_level = [form for form in references if "<" not in form.__qualname__]
+        if change := self.small_change(top_level, attempts):
+            slug = failing[0].slug
+            return "small-change" if slug == "wrong-values" else slug, [change]
+        if explained:
+            title = f"Is it this ({mistake.slug})? It would explain {share}."
+            return mistake.slug, [f"{title}\n{_paragraph(mistake.advice)}"]
+        return "", []
+
+    def calls(self, candidate: Callable, case: Case, name: str) -> bool:
+        """Whether the candidate calls torch's or a built-in function ``name`` in this case.
+
+        A function of the learner's may have the same name. "name(argument)": whether it does so
+        with that argument, and not with 0 or None.
+        """
+        function, _, argument = name.rstrip(")").partition("(")
+        seen = []
+
+        def profile(frame: FrameType, event: str, builtin: Any) -> None:
+            code, of_torch = frame.f_code, frame.f_code.co_filename.startswith(_TORCH)
+            if event == "c_call" and builtin.__name__ == function:
+                seen.append(not argument)
+            elif event == "call" and of_torch and code.co_qualname == function:
+                seen.append(not argument or frame.f_locals.get(argument))
+
+        before = sys.getprofile()
+        args, options = case.copies()
+        sys.setprofile(profile)
+        try:
+            self.answer(candidate, args, options)
+        finally:
+            sys.setprofile(before)
+        return any(seen)
+
+    def small_change(self, references: Sequence[Callable], attempts: list[_Attempt]) -> str | None:
+        """In words, the small change of a reference that explains every case."""
+        fits = self._explains_all(attempts)
+        if fits is None:
+            return None
+        args, options = attempts[-1].case.copies()
+        kinds = {
+            form: changes.kinds_of_names(form, lambda form=form: self.answer(form, args, options))
+            for form in references
+        }
+        return changes.explain(kinds, fits, CHANGE_SECONDS)
+
+    def _explains_all(self, attempts: list[_Attempt]) -> Callable[[Callable], bool] | None:
+        """Whether a function answers all cases as the candidate did.
+
+        None where that says nothing: a value is explained, never an exception.
+        """
+        if any(attempt.error or attempt.slug in UNEXPLAINED for attempt in attempts):
+            return None
+        failing_first = sorted(attempts, key=lambda attempt: not attempt.slug)
+        return lambda function: all(self._gives(function, attempt) for attempt in failing_first)
+
     def is_unsteady(self, candidate: Callable, attempt: _Attempt) -> bool:
         """Whether the candidate answers the same call in another way the second time."""
         if attempt.got is None:
             return False
         again = self.attempt(candidate, attempt.case)
-        return bool(again.error or difference(attempt.got, again.got))
+        return bool(again.error or difference(attempt.got, again.got, brief=True))
 
     def explained(self, mistake: Mistake, attempts: list[_Attempt]) -> int:
         """How many failing cases the mistake explains; 0 unless it explains the first of them."""
@@ -242,27 +369,75 @@ class _Task:
                 wrong = self.answer(answer, *attempt.case.copies())
             except Exception as raised:
                 error = raised
-            harmless = not difference(attempt.expected, wrong, tolerance=self.tolerance)
+            harmless = self.same(attempt.expected, wrong)
             if not attempt.slug and not harmless:
                 return 0  # the mistake would have shown here, and the candidate was right
             if attempt.error:
-                count += repr(attempt.error) == repr(error)  # its type and its text
+                # its text too, unless values have already shown that it is this mistake
+                count += repr(attempt.error) == repr(error) or (
+                    count > 0 and type(attempt.error) is type(error)
+                )
             elif attempt.slug and not harmless:
-                count += not difference(wrong, attempt.got, tolerance=self.tolerance)
+                count += self.same(wrong, attempt.got)
             if attempt.slug and not count:
                 return 0
         return count
 
+    def two_mistakes(
+        self, known: Sequence[catalogue.Entry], attempts: list[_Attempt]
+    ) -> tuple[str, str] | None:
+        """(slug, text) of two named mistakes that together explain every case.
+
+        A value is explained, never an exception.
+        """
+        fits = self._explains_all(attempts)
+        if fits is None:
+            return None
+        for entries, function in catalogue.pairs(self.reference, known, PAIR_SECONDS):
+            if fits(function):
+                advice = "\n".join(_paragraph(f"{e.slug}: {e.advice}") for e in entries)
+                slugs = [entry.slug for entry in entries]
+                return "+".join(slugs), f"Two mistakes ({' and '.join(slugs)}):\n{advice}"
+        return None
+
+    def _gives(self, function: Callable, attempt: _Attempt) -> bool:
+        """Whether ``function`` answers a case as the candidate did."""
+        try:
+            answer = self.answer(function, *attempt.case.copies())
+        except Exception:
+            return False
+        got = attempt.got if attempt.slug else attempt.expected
+        return self.same(answer, got)
+
     def show_call(self, case: Case) -> str:
-        """The call as the learner would write it, then each tensor's shape, one a line."""
-        names = [a.arg for a in ast.parse(f"def {self.signature}: ...").body[0].args.args]
+        """The call as the learner would write it, then each tensor's shape, one a line.
+
+        Where the check makes several calls of its own (``use``), what it makes them of.
+        """
+        if self.use:
+            _, *names = inspect.signature(self.use).parameters
+        else:
+            names = [a.arg for a in ast.parse(f"def {self.signature}: ...").body[0].args.args]
         given = dict(zip(names, case.args, strict=False)) | case.options
         tensors = {name: list(_tensors(name, value)) for name, value in given.items()}
         call = [n if tensors[n] else f"{n}={reprlib.repr(v)}" for n, v in given.items()]
         found = [pair for pairs in tensors.values() for pair in pairs]
         width = max((len(label) for label, _ in found), default=0)
         lines = [f"    {label:<{width}}  {describe(tensor)}" for label, tensor in found]
-        return "\n".join([f"  {self.name}({', '.join(call)})", *lines])
+        title = f"with {', '.join(call)}" if self.use else f"{self.name}({', '.join(call)})"
+        return "\n".join([f"  {title}", *lines])
+
+
+def _limited(text: str) -> str:
+    """At most ``MOST_LINES`` lines: the longest blocks of lines lose their ends."""
+    blocks = [block.split("\n") for block in text.split("\n\n")]
+    kept = [len(block) for block in blocks]
+    while sum(kept) + len(blocks) - 1 > MOST_LINES:
+        kept[kept.index(max(kept))] -= 1
+    for block, size in zip(blocks, kept, strict=True):
+        if size < len(block):
+            block[size - 1 :] = [f"    … and {len(block) - size + 1} lines more"]
+    return "\n\n".join("\n".join(block) for block in blocks)
 
 
 def _tensors(label: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -286,6 +461,33 @@ def _misfit(candidate: Callable, args: tuple, options: dict) -> TypeError | None
     except TypeError as error:
         return error
     return None
+
+
+def require_signature(
+    function: Callable,
+    signature: str,
+    args: Sequence | None = None,
+    options: dict | None = None,
+    subject: str = "Your function",
+) -> None:
+    """Refuse ``function`` if it cannot be called as ``signature`` says.
+
+    `compare` does this by itself; a check that gives it ``use`` calls this first. The call that is
+    tried is that with the names in ``signature``, or with ``args`` and ``options``.
+
+    Raises:
+        CheckFailed: with the diagnosis wrong-signature.
+    """
+    if args is None:
+        args = signature.partition("(")[2].rstrip(")").split(", ")
+    misfit = _misfit(function, args, options or {})
+    if misfit:
+        text = _explain_misfit(subject, misfit, signature)
+        raise CheckFailed(text, "wrong-signature") from misfit
+
+
+def _explain_misfit(subject: str, misfit: TypeError, signature: str) -> str:
+    return f"{subject} cannot be called like this: {misfit}.\nThe task asks for {signature}."
 
 
 def _explain_error(error: Exception, task: str) -> tuple[str, str]:

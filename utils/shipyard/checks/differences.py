@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Difference = tuple[str, str]  # (slug, text)
+WIDE = 90  # characters of a value in a line of text
 SMALL = 16  # a tensor with this many elements or fewer is shown in full
 
 
@@ -20,32 +21,34 @@ def difference(
     label: str = "",
     outputs: Sequence[str] = (),
     tolerance: float = 0.0,
+    brief: bool = False,
 ) -> Difference | None:
     """The first thing in ``got`` that is not as expected, as (slug, text); None if all is.
 
     Values are tensors, arrays, numbers, texts, and tuples, lists and dicts of them. Numbers are
     equal if |got − expected| <= tolerance · (1 + |expected|); shapes and types must match.
-    ``label`` names the value in the text, ``outputs`` the elements of a tuple.
+    ``label`` names the value in the text, ``outputs`` the elements of a tuple. ``brief``: without
+    the text about wrong numbers, for those who only ask whether there is a difference.
     """
     if isinstance(expected, np.ndarray) and isinstance(got, np.ndarray):
         expected, got = torch.from_numpy(expected), torch.from_numpy(got)
     if isinstance(expected, Tensor) and isinstance(got, Tensor):
-        return _tensor_difference(expected.detach(), got.detach(), label, tolerance)
+        return _tensor_difference(expected.detach(), got.detach(), label, tolerance, brief)
     if isinstance(expected, tuple | list) and isinstance(got, tuple | list):
         if len(expected) != len(got):
             names = f": ({', '.join(outputs)})" if outputs else ""
             text = f"{label} has {len(got)} elements; expected {len(expected)}{names}."
             return "wrong-length", text
         names = outputs or [f"{label}[{i}]" for i in range(len(expected))]
-        return _first_difference(zip(expected, got, names, strict=True), tolerance)
+        return _first_difference(zip(expected, got, names, strict=True), tolerance, brief)
     if isinstance(expected, dict) and isinstance(got, dict):
         if expected.keys() != got.keys():
             return "wrong-keys", f"{label} has the keys {list(got)}; expected {list(expected)}."
         items = ((value, got[key], f"{label}[{key!r}]") for key, value in expected.items())
-        return _first_difference(items, tolerance)
+        return _first_difference(items, tolerance, brief)
     if type(expected) in (int, float) and _is_number(got, type(expected)):
         wide = torch.tensor([float(expected), float(got)], dtype=torch.float64)
-        found = _tensor_difference(wide[0], wide[1], label, tolerance)
+        found = _tensor_difference(wide[0], wide[1], label, tolerance, brief)
         return found and (found[0], f"{label} is {got}; expected {expected}.")
     if got is None and expected is not None:
         return "returned-none", f"{label} is None. Does every path end with a return?"
@@ -57,9 +60,13 @@ def difference(
     return None
 
 
-def _first_difference(items, tolerance: float) -> Difference | None:
-    found = (difference(*item, tolerance=tolerance) for item in items)
-    return next(filter(None, found), None)
+def _first_difference(items, tolerance: float, brief: bool) -> Difference | None:
+    for expected, got, label in items:
+        if got is None and expected is not None:
+            return "holds-none", f"{label} is None: it was never filled."
+        if found := difference(expected, got, label, tolerance=tolerance, brief=brief):
+            return found
+    return None
 
 
 def _is_number(value: Any, kind: type) -> bool:
@@ -74,7 +81,7 @@ def _is_number(value: Any, kind: type) -> bool:
 
 
 def _tensor_difference(
-    expected: Tensor, got: Tensor, label: str, tolerance: float
+    expected: Tensor, got: Tensor, label: str, tolerance: float, brief: bool
 ) -> Difference | None:
     shape, wanted = tuple(got.shape), tuple(expected.shape)
     if shape != wanted:
@@ -99,6 +106,8 @@ def _tensor_difference(
     wrong = ~(close | (got == expected) | (got.isnan() & expected.isnan()))
     if not wrong.any():
         return None
+    if brief:
+        return "wrong-values", ""
 
     index = wrong.nonzero()[0].tolist()
     a, b = expected[tuple(index)].item(), got[tuple(index)].item()
@@ -147,7 +156,8 @@ def describe(value: Any) -> str:
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         text = f"{dtype} tensor of shape {tuple(value.shape)}"
-        return f"{text}: {show_values(value)}" if 0 < value.numel() <= SMALL else text
+        full = f"{text}: {show_values(value)}" if 0 < value.numel() <= SMALL else text
+        return full if len(full) <= WIDE else text
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
     text = repr(value)

@@ -11,7 +11,8 @@ that a run is the same each time. No run hangs:
 - If one rank works longer than `TIME_LIMIT`, the message shows the line where it is.
 
 The threads that are left are ended: one that waits by an exception inside its wait, one that
-works by an exception that Python raises between two of its operations.
+works by an exception that Python raises between two of its operations. Where neither helps, such
+as inside one long call, the message says that the thread is still at work.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import ctypes
 import reprlib
 import sys
+import textwrap
 import threading
 import time
 import traceback
@@ -63,14 +65,17 @@ class Run:
     unread: Counter
     multiplications: list[int] = field(default_factory=list)
 
-    def traffic(self) -> str:
-        """A table: messages, elements and bytes on each link that was used."""
+    def traffic(self, most: int | None = None) -> str:
+        """A table: messages, elements and bytes on each link that was used, or on ``most``."""
         lines = ["    from → to   messages   elements   bytes"]
-        for src, dst in sorted({(m.src, m.dst) for m in self.messages}):
+        links = sorted({(m.src, m.dst) for m in self.messages})
+        for src, dst in links[:most]:
             sent = [m for m in self.messages if (m.src, m.dst) == (src, dst)]
             elements, size = sum(m.elements for m in sent), sum(m.bytes for m in sent)
             lines.append(f"    {src:>4} → {dst:<4} {len(sent):>8} {elements:>10} {size:>7}")
-        return "\n".join(lines) if len(lines) > 1 else "    (no messages)"
+        if len(links) >= len(lines):
+            lines.append(f"    … and {len(links) - len(lines) + 1} links more")
+        return "\n".join(lines) if links else "    (no messages)"
 
     def __repr__(self) -> str:
         shown = [describe(v) if isinstance(v, Tensor) else reprlib.repr(v) for v in self.results]
@@ -124,6 +129,7 @@ class _World:
         self.turn = 0
         self.over = False
         self.told: set[int] = set()  # the ranks that know it
+        self.asleep: set[int] = set()  # those that caught the news, and came back
         self.failure: Exception | None = None
 
     # --- a run, from the outside ---
@@ -145,6 +151,7 @@ class _World:
                 self.end()
             self.end_threads()
         if self.failure:
+            self.tell_who_is_left(self.failure)
             raise self.failure
         return Run(
             [rank.result for rank in self.ranks],
@@ -190,11 +197,23 @@ class _World:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(identity, ctypes.py_object(_Ended))
                 rank.thread.join(0.05)
 
+    def tell_who_is_left(self, failure: Exception) -> None:
+        left = [n for n, rank in enumerate(self.ranks) if rank.thread.is_alive()]
+        busy = [str(number) for number in left if number not in self.asleep]
+        if busy and isinstance(failure, CheckFailed):
+            who = f"of rank {', '.join(busy)} " if len(self.ranks) > 1 else ""
+            failure.args = (
+                f"{failure}\nThe thread {who}could not be stopped (it is inside one long call, or "
+                "catches every exception).\nWhile it works on, it may slow down all else: restart "
+                "the kernel before you go on.",
+            )
+
     # --- taking turns; all of this with the lock held ---
 
     def wait_for_turn(self, number: int) -> None:
         self.changed.wait_for(lambda: self.over or self.turn == number)
         while number in self.told:  # its `except:` caught the end: let it sleep, not run on
+            self.asleep.add(number)
             self.changed.wait()
         if self.over:
             self.told.add(number)
@@ -310,34 +329,35 @@ class _World:
                 for_finished = True
                 row += f", but rank {rank.waits_for} has finished"
             rows.append(row)
-        where = _current_line(self.ranks[unfinished[0]].thread)
-        text = "Nobody can go on, so this would run for ever (a deadlock):\n" + "\n".join(rows)
-        text += f"\n{where and f'Rank {unfinished[0]} is {where}'}".rstrip()
+        slug = "deadlock"
+        advice = "All receive before anyone has sent: let each rank send first, then receive."
         if in_reduce:
+            slug = "ranks-disagree"
             advice = (
                 "all_reduce ends when every rank has called it. All ranks must make the same "
                 "number of calls: no call inside an if that is true on some ranks only."
             )
-            return CheckFailed(f"{text}\n{advice}", "ranks-disagree")
-        if for_finished:
+        elif for_finished:
+            slug = "waits-for-a-finished-rank"
             advice = (
                 "Count again: for each recv(src) on one rank there must be a send to it on rank "
                 "src. A rank that has finished sends no more."
             )
-            return CheckFailed(f"{text}\n{advice}", "waits-for-a-finished-rank")
-        advice = (
-            "Each of them waits for a message that the other sends later, or never. Count the "
-            "calls in each phase: as many recv as send, and each send before its recv."
-        )
-        if not self.messages:
-            advice = "All receive before anyone has sent: let each rank send first, then receive."
-        return CheckFailed(f"{text}\n{advice}", "deadlock")
+        elif self.messages:
+            advice = (
+                "Each of them waits for a message that the other sends later, or never. Count the "
+                "calls in each phase: as many recv as send, and each send before its recv."
+            )
+        where = _current_line(self.ranks[unfinished[0]].thread)
+        text = "\n".join(["Nobody can go on, so this would run for ever (a deadlock):", *rows])
+        text += f"\n{where and f'Rank {unfinished[0]} is {where}'}".rstrip()
+        return CheckFailed(f"{textwrap.fill(advice, 92)}\n{text}", slug)
 
     def too_slow(self, limit: float) -> CheckFailed:
         where = _current_line(self.ranks[self.turn].thread)
         who = f"Rank {self.turn} of {len(self.ranks)}" if len(self.ranks) > 1 else "Your function"
         return CheckFailed(
-            f"{who} was still busy after {limit:g} seconds; a right answer takes milliseconds. "
+            f"{who} was still busy after {limit:g} seconds; a right answer takes milliseconds.\n"
             f"It was stopped {where or 'while it worked.'}\nDoes a loop never end?",
             "time-out",
         )

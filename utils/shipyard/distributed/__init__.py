@@ -7,10 +7,10 @@
 
 from shipyard.distributed.launching import (
     Launch,
-    LaunchError,
     WorkerFailed,
     WorkerTimeout,
     launch,
 )
+from shipyard.errors import LaunchError
 
 __all__ = ["Launch", "LaunchError", "WorkerFailed", "WorkerTimeout", "launch"]

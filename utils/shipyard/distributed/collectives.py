@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shipyard.runtime import ShipyardError
+from shipyard.errors import ShipyardError
 
 
 class Wire:
@@ -126,24 +126,3 @@ def ring_messages(ranks: int) -> int:
 def ring_bytes(nbytes: float, ranks: int) -> float:
     """Bytes that each rank sends in a ring all-reduce: 2(N−1)/N · ``nbytes``."""
     return 2 * (ranks - 1) / ranks * nbytes
-
-
-def trace_ring(ranks: int) -> list[list[list[frozenset[int]]]]:
-    """Who is summed into which chunk, step by step, worked out in one process for a picture.
-
-    Returns:
-        2(N−1)+1 states. ``state[rank][chunk]`` is the set of ranks whose values are summed in
-        that rank's copy of the chunk; at the end it is every rank everywhere.
-    """
-    N = ranks
-    state = [[frozenset([rank])] * N for rank in range(N)]
-    states = [state]
-    for step in range(2 * (N - 1)):
-        scatter = step < N - 1
-        state = [list(row) for row in state]
-        for rank in range(N):
-            chunk = (rank - step - 1) % N if scatter else (rank - (step - N + 1)) % N
-            arrived = states[-1][(rank - 1) % N][chunk]
-            state[rank][chunk] = state[rank][chunk] | arrived if scatter else arrived
-        states.append(state)
-    return states

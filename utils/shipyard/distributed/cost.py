@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from shipyard.runtime import ShipyardError
+from shipyard.errors import ShipyardError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shipyard.runtime import ShipyardError
+from shipyard.errors import ShipyardError
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 

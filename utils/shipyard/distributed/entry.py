@@ -30,7 +30,7 @@ from shipyard.distributed.launching import (
     send_quietly,
     without_machine_paths,
 )
-from shipyard.runtime import ShipyardError
+from shipyard.errors import ShipyardError
 
 
 def main(folder: Path) -> None:

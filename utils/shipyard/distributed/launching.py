@@ -24,17 +24,13 @@ from typing import Any
 
 import torch
 
-from shipyard.runtime import ShipyardError
+from shipyard.errors import LaunchError
 
 Worker = str | Callable[..., dict]
 Jobs = dict[str, tuple[Worker, dict[str, Any]]]
 
 MARK = "SHIPYARD_LAUNCH"  # every process of one launch carries this variable, with one value
 PACKAGES = Path(__file__).resolve().parents[2]
-
-
-class LaunchError(ShipyardError):
-    """The workers did not come to their end; the message says what is known."""
 
 
 class WorkerFailed(LaunchError):  # noqa: N818

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shipyard.distributed.collectives import Wire
-from shipyard.runtime import ShipyardError
+from shipyard.errors import ShipyardError
 
 Schedule = list[list[tuple[str, int]]]
 Event = dict[str, Any]
@@ -165,19 +165,6 @@ def simulate(schedule: Schedule, forward: float = 1.0, backward: float = 2.0) ->
 
 def event(stage: int, kind: str, micro_batch: int, start: float, end: float) -> Event:
     return {"stage": stage, "kind": kind, "micro_batch": micro_batch, "start": start, "end": end}
-
-
-def bubble_share(stages: int, micro_batches: int) -> float:
-    """The share of time in which a stage waits, for equal stages: (S−1)/(M+S−1)."""
-    return (stages - 1) / (micro_batches + stages - 1)
-
-
-def idle_share(events: Sequence[Event]) -> float:
-    """The share of all stages' time, from the first start to the last end, with no work in it."""
-    stages = len({e["stage"] for e in events})
-    busy = sum(e["end"] - e["start"] for e in events)
-    span = max(e["end"] for e in events) - min(e["start"] for e in events)
-    return 1 - busy / (stages * span)
 
 
 def activations_kept(events: Sequence[Event], stage: int) -> int:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from shipyard.runtime import ShipyardError
+from shipyard.errors import ShipyardError
 
 
 def bytes_per_rank(parameters: int, ranks: int, stage: int, itemsize: int = 4) -> float:

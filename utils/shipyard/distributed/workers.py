@@ -1,4 +1,4 @@
-"""The experiments of lesson 07: what each rank runs when `launch` starts it.
+"""The experiments of the lesson on distributed training: what each rank runs.
 
 Each function is called on every rank with the process group made, and returns a dict. Networks
 and data are made inside, from a seed; ``data`` names a file of images in their place, written
@@ -40,7 +40,8 @@ from shipyard.distributed.data_parallel import (
     broadcast_weights,
     shard_indices,
 )
-from shipyard.runtime import ShipyardError
+from shipyard.errors import ShipyardError
+from shipyard.number_formats import NumberFormat
 from shipyard.training import load_checkpoint, save_checkpoint
 
 ALL_REDUCE: dict[str, Callable[..., Any]] = {
@@ -213,11 +214,12 @@ def time_all_reduce(
     Args:
         sizes: how many numbers.
         methods: "gloo" (the library), and "ring" or "naive" (by hand, all ranks only).
-        repeats: the median of so many is taken, after one that does not count.
+        repeats: so many measurements of each, after one that does not count.
         counts: numbers of ranks to try, at most those started; by default all of them.
 
     Returns:
-        ``rows``: dicts with ``method``, ``ranks``, ``bytes`` and ``seconds``.
+        ``rows``: dicts with ``method``, ``ranks``, ``bytes``, ``seconds`` (the median),
+        ``fastest`` and ``slowest``.
     """
     rows = []
     for ranks in counts or [dist.get_world_size()]:
@@ -229,16 +231,24 @@ def time_all_reduce(
                 run = ALL_REDUCE[method]
             else:
                 raise ShipyardError(f"The {method} all-reduce uses all ranks, not {ranks} of them.")
-            for size in sizes:
-                values = torch.zeros(size)
-                seconds = []
-                for _ in range(repeats + 1):
+            tensors = [torch.zeros(size) for size in sizes]
+            seconds = torch.empty(repeats + 1, len(sizes), dtype=torch.float64)
+            for again in range(repeats + 1):
+                # All sizes in turn, so that a busy moment of the machine is not one size's alone.
+                for which, values in enumerate(tensors):
                     dist.barrier(group)
                     start = time.perf_counter()
                     run(values)
-                    seconds.append(time.perf_counter() - start)
-                row = {"method": method, "ranks": ranks, "bytes": values.nbytes}
-                rows.append({**row, "seconds": statistics.median(seconds[1:])})
+                    seconds[again, which] = time.perf_counter() - start
+            for values, measured in zip(tensors, seconds[1:].T.tolist(), strict=True):
+                rows.append({
+                    "method": method,
+                    "ranks": ranks,
+                    "bytes": values.nbytes,
+                    "seconds": statistics.median(measured),
+                    "fastest": min(measured),
+                    "slowest": max(measured),
+                })  # fmt: skip
         dist.barrier()
     return {"rows": rows}
 
@@ -628,10 +638,12 @@ def mixed_precision(
     parallel.register_comm_hook(None, exchange)
     optimizer = torch.optim.SGD(model.parameters(), learning_rate)
     losses = []
-    low = method in ("autocast", "both")
+    number_format = NumberFormat(
+        torch.bfloat16 if method in ("autocast", "both") else torch.float32
+    )
     for _ in range(steps):
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        with number_format.computing("cpu"):
             outputs = parallel(inputs[rank::ranks])
             loss = F.cross_entropy(outputs, labels[rank::ranks])
         loss.backward()

@@ -5,7 +5,8 @@ keeps what comes back, `report` makes tables and a figure of it. What is on disk
 is not run again.
 """
 
-from shipyard.sweeps.planning import SETTINGS, Sweep, SweepError, Trial, plan, split_values
+from shipyard.errors import SweepError
+from shipyard.sweeps.planning import SETTINGS, Sweep, Trial, plan, split_values
 from shipyard.sweeps.report import Setting, choose_metric, draw, failed, settings_of, write_report
 from shipyard.sweeps.running import ATTEMPTS, Outcome, default_jobs, require_engine, run_sweep
 

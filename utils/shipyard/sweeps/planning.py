@@ -18,17 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shipyard.authoring import AuthoringError, known_parameters, read, to_text
+from shipyard.authoring import known_parameters, read, to_text
+from shipyard.authoring.files import topic_of
 from shipyard.authoring.running import parse_parameters
+from shipyard.errors import SweepError
 
 # Variables that a lesson reads where no parameter is given: they belong to a trial's identity.
 SETTINGS = ("PROFILE", "DEVICE", "SEED", "DATASET")
 SEED = "SEED"  # the parameter over which results are averaged
 OPENS, CLOSES = "[({", "])}"
-
-
-class SweepError(AuthoringError):
-    """A sweep that cannot be run as asked; the message says how to mend it."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +69,12 @@ class Sweep:
 
     @property
     def lesson(self) -> str:
-        """The first two letters of the notebook's name, as in its result file: "05"."""
-        return self.path.stem[:2]
+        """The notebook's topic, as in the name of its result file: "cifar10_training"."""
+        return topic_of(self.path.stem)
 
     @property
     def folder_name(self) -> str:
-        """``sweep-05-1a2b3c4d``: the same for the same grid and settings."""
+        """``sweep-cifar10_training-1a2b3c4d``: the same for the same grid and settings."""
         asked = [self.path.stem, {k: list(map(repr, v)) for k, v in self.axes.items()}]
         return f"sweep-{self.lesson}-{_hash([*asked, self.settings])[:8]}"
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shipyard.sweeps.planning import SEED, Sweep, SweepError, label_of
+from shipyard.errors import SweepError
+from shipyard.sweeps.planning import SEED, Sweep, label_of
 from shipyard.sweeps.running import Outcome, write_file
 
 if TYPE_CHECKING:

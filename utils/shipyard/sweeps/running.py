@@ -11,6 +11,8 @@ import contextlib
 import json
 import logging
 import os
+import re
+import socket
 import threading
 import uuid
 import warnings
@@ -19,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shipyard.sweeps.planning import Sweep, SweepError, Trial
+from shipyard.errors import SweepError
+from shipyard.sweeps.planning import Sweep, Trial
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -115,7 +118,9 @@ def run_sweep(
     require_engine()
     if jobs is not None and address is not None:
         raise SweepError("Give jobs or address, not both: a cluster's workers set their number.")
-    with _alone_in(folder):
+    if address is not None:
+        _require_answer(address)
+    with _folder_lock(folder):
         store = _Store(folder, sweep)
         outcomes = {trial.key: store.load(trial) for trial in sweep.trials}
         waiting = [t for t in sweep.trials if outcomes[t.key].state != "passed"]
@@ -138,7 +143,7 @@ def run_sweep(
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _folder_lock(folder: Path) -> Iterator[None]:
     """Hold the folder's lock. The system gives it back when a process ends, however it ends."""
     from filelock import FileLock, Timeout
 
@@ -169,7 +174,7 @@ def _announce(
     where = f"on {address}" if address else f"{jobs} at once"
     say(f"{sweep.path.stem}: {grid} = {len(sweep.trials)} trials, {done} done before, "
         f"{waiting} to run{f' ({where})' if waiting else ''}. Folder: {store.folder}")  # fmt: skip
-    changed, other = store.strangers()
+    changed, other = store.results_of_other_sweeps()
     if changed:
         say(f"{changed} results there come from another version of the notebook. They are kept, "
             "and not used.")  # fmt: skip
@@ -211,7 +216,7 @@ class _Store:
         write_file(self.trials / f"{trial.stem}.json", json.dumps(saved, indent=2) + "\n")
         return self.load(trial)
 
-    def strangers(self) -> tuple[int, int]:
+    def results_of_other_sweeps(self) -> tuple[int, int]:
         """Results that are not this sweep's: (from another code, of other parameters)."""
         ours = {f"{trial.stem}.json" for trial in self.sweep.trials}
         others = [_read_json(p) for p in self.trials.glob("*.json") if p.name not in ours]
@@ -277,6 +282,24 @@ def _client(jobs: int, address: str | None) -> Iterator[Client]:
             child.wait()
 
 
+def _require_answer(address: str) -> None:
+    """Something listens at ``address``. Asked first, since a client of Dask takes long to give up.
+
+    Raises:
+        SweepError: it is no address, or nobody answers there.
+    """
+    found = re.fullmatch(r"(?:tcp|tls)://\[?(?P<host>[^]]+?)\]?:(?P<port>\d+)", address)
+    try:
+        if found is None:
+            raise ValueError("that is no address")
+        socket.create_connection((found["host"], int(found["port"])), timeout=CONNECT).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise SweepError(
+            f"No Dask scheduler answers at {address} ({error}). Expected an address such as "
+            "tcp://host:8786; start one there with: dask scheduler"
+        ) from None
+
+
 def _connect(address: str) -> Client:
     """Connect to a scheduler, and see that its workers have this version of Shipyard."""
     from distributed import Client
@@ -286,10 +309,7 @@ def _connect(address: str) -> Client:
     try:
         client = Client(address, timeout=CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise SweepError(
-            f"No Dask scheduler answers at {address} ({error}). Expected an address such as "
-            "tcp://host:8786; start one there with: dask scheduler"
-        ) from None
+        raise SweepError(f"What answers at {address} is no Dask scheduler: {error}") from None
     try:
         client.wait_for_workers(1, timeout=30)
         found = set(client.run(_shipyard_version_there()).values())

@@ -19,8 +19,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shipyard.authoring import AuthoringError, CellError
+from shipyard.authoring import CellError
+from shipyard.authoring.files import topic_of
 from shipyard.authoring.running import run_notebook
+from shipyard.errors import AuthoringError
 
 PATIENCE = 10.0  # seconds that a trial's process has to end its kernel
 
@@ -150,9 +152,9 @@ def _execute(
 
 
 def _record(results: Path, name: str) -> dict[str, Any]:
-    """The result file of the lesson: NN.json, or the only one that there is."""
+    """The result file of the lesson: TOPIC.json, or the only one that there is."""
     files = sorted(results.glob("*.json"))
-    named = [path for path in files if path.stem == name[:2]]
+    named = [path for path in files if path.stem == topic_of(name)]
     for path in named or (files if len(files) == 1 else []):
         with contextlib.suppress(ValueError):
             return json.loads(path.read_text(encoding="utf-8"))

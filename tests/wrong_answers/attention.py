@@ -1,0 +1,263 @@
+"""Wrong answers on attention, and other correct ones."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from wrong_answers import Task
+
+ATTENTION, CAUSAL_MASK, MULTI_HEAD, SINUSOIDAL, ROTARY, KV_CACHE = (Task() for _ in range(6))
+TASKS = {
+    "scaled_dot_product_attention": ATTENTION,
+    "causal_mask": CAUSAL_MASK,
+    "multi_head_attention": MULTI_HEAD,
+    "sinusoidal_encoding": SINUSOIDAL,
+    "rotary_encoding": ROTARY,
+    "kv_cache": KV_CACHE,
+}
+
+
+# Scaled dot-product attention.
+
+
+@ATTENTION.fails_with("forbidden-call")
+def calls_torch(query, key, value, mask=None):
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+@ATTENTION.fails_with("mask-after-softmax")
+def hides_the_exponentials_too_late(query, key, value, mask=None):
+    e = torch.exp(query @ key.mT / math.sqrt(query.size(-1)))
+    weights = e / e.sum(-1, keepdim=True)
+    return weights.masked_fill(~mask, 0.0) @ value if mask is not None else weights @ value
+
+
+@ATTENTION.passes
+def hides_the_exponentials(query, key, value, mask=None):
+    e = torch.exp(query @ key.mT / math.sqrt(query.size(-1)))
+    if mask is not None:
+        e = e * mask
+    return (e / e.sum(-1, keepdim=True)) @ value
+
+
+@ATTENTION.passes
+def adds_a_large_negative_number(query, key, value, mask=None):
+    scores = torch.einsum("...qd,...kd->...qk", query / query.shape[-1] ** 0.5, key)
+    if mask is not None:
+        scores = scores + (1 - mask.to(scores.dtype)) * -1e9
+    weights = torch.exp(scores - scores.amax(-1, keepdim=True))
+    weights = weights / weights.sum(-1, keepdim=True)
+    return torch.einsum("...qk,...kd->...qd", weights, value)
+
+
+@ATTENTION.passes
+def loops_over_the_queries(query, key, value, mask=None):
+    rows = []
+    for i in range(query.shape[-2]):
+        scores = (query[..., i : i + 1, :] * key).sum(-1) / math.sqrt(key.shape[-1])
+        if mask is not None:
+            row = mask.expand(*mask.shape[:-2], query.shape[-2], key.shape[-2])[..., i, :]
+            scores = scores.masked_fill(~row, -math.inf)
+        rows.append((scores.softmax(-1)[..., None] * value).sum(-2))
+    return torch.stack(rows, dim=-2)
+
+
+# The causal mask.
+
+
+@CAUSAL_MASK.fails_with("inverted")
+def marks_what_is_hidden(length, past=0):
+    return torch.ones(length, past + length).triu(diagonal=past + 1) == 1
+
+
+@CAUSAL_MASK.fails_with("past-hidden")
+def closes_the_past(length, past=0):
+    return F.pad(torch.ones(length, length, dtype=torch.bool).tril(), (past, 0))
+
+
+@CAUSAL_MASK.passes
+def fills_in_loops(length, past=0):
+    return torch.tensor([[j <= past + i for j in range(past + length)] for i in range(length)])
+
+
+@CAUSAL_MASK.passes
+def cuts_a_triangle(length, past=0):
+    return ~torch.ones(length, past + length).triu(past + 1).bool()
+
+
+# Multi-head attention.
+
+
+@MULTI_HEAD.fails_with("forbidden-call")
+def calls_torchs_module(x, w_in, b_in, w_out, b_out, heads, mask=None):
+    layer = torch.nn.MultiheadAttention(x.shape[-1], heads, batch_first=True, dtype=x.dtype)
+    with torch.no_grad():
+        for parameter, given in zip(layer.parameters(), (w_in, b_in, w_out, b_out), strict=True):
+            parameter.copy_(given)
+    return layer(x, x, x, attn_mask=None if mask is None else ~mask)[0]
+
+
+@MULTI_HEAD.fails_with("split-without-transpose")
+def cuts_heads_by_view(x, w_in, b_in, w_out, b_out, heads, mask=None):
+    batch, time, width = x.shape
+    q, k, v = F.linear(x, w_in, b_in).chunk(3, dim=-1)
+    q, k, v = (t.reshape(batch, heads, time, width // heads) for t in (q, k, v))
+    out = loops_over_the_queries(q, k, v, mask).transpose(1, 2).reshape(batch, time, width)
+    return F.linear(out, w_out, b_out)
+
+
+@MULTI_HEAD.passes
+def adds_up_the_heads(x, w_in, b_in, w_out, b_out, heads, mask=None):
+    width = x.shape[-1]
+    d = width // heads
+    out = b_out.expand(*x.shape[:-1], width)
+    for h in range(heads):
+        rows = [slice(third * width + h * d, third * width + (h + 1) * d) for third in range(3)]
+        q, k, v = (F.linear(x, w_in[r], b_in[r]) for r in rows)
+        out = out + loops_over_the_queries(q, k, v, mask) @ w_out[:, h * d : (h + 1) * d].T
+    return out
+
+
+@MULTI_HEAD.passes
+def uses_einsum(x, w_in, b_in, w_out, b_out, heads, mask=None):
+    batch, time, width = x.shape
+    qkv = torch.einsum("ntw,ow->nto", x, w_in) + b_in
+    q, k, v = qkv.view(batch, time, 3, heads, width // heads).unbind(2)
+    scores = torch.einsum("nqhd,nkhd->nhqk", q, k) / (width / heads) ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    mixed = torch.einsum("nhqk,nkhd->nqhd", scores.softmax(-1), v).reshape(batch, time, width)
+    return torch.einsum("ntw,ow->nto", mixed, w_out) + b_out
+
+
+# The sinusoidal encoding.
+
+
+@SINUSOIDAL.fails_with("own-angle-for-each-column")
+def gives_each_column_its_own_angle(length, width, base=10_000.0):
+    rows = ([t / base ** (i / width) for i in range(width)] for t in range(length))
+    wave = (math.sin, math.cos)
+    return torch.tensor([[wave[i % 2](a) for i, a in enumerate(row)] for row in rows])
+
+
+@SINUSOIDAL.fails_with("wrong-values")
+def keeps_a_table_without_its_base(length, width, base=10_000.0, kept={}):  # noqa: B006
+    if (length, width) not in kept:
+        kept[length, width] = fills_in_every_number(length, width, base)
+    return kept[length, width].clone()
+
+
+@SINUSOIDAL.passes
+def fills_in_every_number(length, width, base=10_000.0):
+    P = torch.empty(length, width)
+    for t in range(length):
+        for k in range(width // 2):
+            a = t / base ** (2 * k / width)
+            P[t, 2 * k], P[t, 2 * k + 1] = math.sin(a), math.cos(a)
+    return P
+
+
+@SINUSOIDAL.passes
+def uses_logarithms_in_float32(length, width, base=10_000.0):
+    P = torch.zeros(length, width)
+    t = torch.arange(length).unsqueeze(1)
+    frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(base) / width))
+    P[:, 0::2] = torch.sin(t * frequency)
+    P[:, 1::2] = torch.cos(t * frequency)
+    return P
+
+
+# The rotary encoding.
+
+
+def turns(x, positions, base):
+    k = torch.arange(0, x.shape[-1], 2, dtype=torch.float64)
+    a = positions.double()[:, None] / base ** (k / x.shape[-1])
+    return a.cos(), a.sin()
+
+
+@ROTARY.fails_with("pairs-by-halves")
+def rotates_halves(x, positions, base=10_000.0):
+    cos, sin = (torch.cat([t, t], dim=-1) for t in turns(x, positions, base))
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-b, a], dim=-1) * sin
+
+
+@ROTARY.fails_with("overwritten-too-early")
+def uses_the_new_value(x, positions, base=10_000.0):
+    cos, sin = turns(x, positions, base)
+    x = x.clone()
+    x[..., ::2] = x[..., ::2] * cos - x[..., 1::2] * sin
+    x[..., 1::2] = x[..., ::2] * sin + x[..., 1::2] * cos
+    return x
+
+
+@ROTARY.passes
+def multiplies_complex_numbers(x, positions, base=10_000.0):
+    cos, sin = turns(x, positions, base)
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2).contiguous())
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
+
+
+@ROTARY.passes
+def loops_over_pairs_with_float32_angles(x, positions, base=10_000.0):
+    out = x.clone()
+    for k in range(x.shape[-1] // 2):
+        angle = positions.float() / base ** (2 * k / x.shape[-1])
+        cos, sin = angle.cos(), angle.sin()
+        out[..., 2 * k] = x[..., 2 * k] * cos - x[..., 2 * k + 1] * sin
+        out[..., 2 * k + 1] = x[..., 2 * k] * sin + x[..., 2 * k + 1] * cos
+    return out
+
+
+# The key-value cache.
+
+
+@KV_CACHE.fails_with("changes-the-given-cache")
+def appends_to_the_given_list(query, key, value, cache=None):
+    if cache is None:
+        cache = [key, value]
+    else:
+        for i, new in enumerate((key, value)):
+            cache[i] = torch.cat([cache[i], new], dim=-2)
+    return masks_from_the_end(query, *cache)[0], cache
+
+
+@KV_CACHE.fails_with("changes-the-given-cache")
+def writes_behind_the_given_cache(query, key, value, cache=None):
+    batch, heads, new, d = key.shape
+    buffer = key.new_zeros(2, batch, heads, 50, d) if cache is None else cache[0]._base
+    past = 0 if cache is None else cache[0].shape[-2]
+    buffer[..., past : past + new, :] = torch.stack([key, value])
+    keys, values = buffer[0, ..., : past + new, :], buffer[1, ..., : past + new, :]
+    return masks_from_the_end(query, keys, values)[0], (keys, values)
+
+
+@KV_CACHE.fails_with("not-a-pair")
+def forgets_the_cache_where_there_is_one(query, key, value, cache=None):
+    if cache is None:
+        return masks_from_the_end(query, key, value)
+    return masks_from_the_end(query, key, value, cache)[0]
+
+
+@KV_CACHE.passes
+def masks_from_the_end(query, key, value, cache=None):
+    if cache is not None:
+        key, value = (torch.cat(pair, dim=-2) for pair in zip(cache, (key, value), strict=True))
+    new, total = query.shape[-2], key.shape[-2]
+    hidden = torch.ones(new, total, dtype=torch.bool).triu(total - new + 1)
+    scores = (query @ key.mT / query.shape[-1] ** 0.5).masked_fill(hidden, -math.inf)
+    return scores.softmax(-1) @ value, (key, value)
+
+
+@KV_CACHE.passes
+def computes_one_position_at_a_time(query, key, value, cache=None):
+    outputs = []
+    keys, values = (key[..., :0, :], value[..., :0, :]) if cache is None else cache
+    for t in range(query.shape[-2]):
+        keys = torch.cat([keys, key[..., t : t + 1, :]], dim=-2)
+        values = torch.cat([values, value[..., t : t + 1, :]], dim=-2)
+        scores = query[..., t : t + 1, :] @ keys.mT / math.sqrt(keys.shape[-1])
+        outputs.append(scores.softmax(-1) @ values)
+    return torch.cat(outputs, dim=-2), [keys, values]

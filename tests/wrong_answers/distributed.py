@@ -1,0 +1,540 @@
+"""Wrong answers on distributed training, and other correct ones."""
+
+import random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DistributedSampler
+
+from wrong_answers import Task
+
+RING, AVERAGE, SHARD, TENSOR_PARALLEL, PIPELINE = (Task() for _ in range(5))
+TASKS = {
+    "ring_all_reduce": RING,
+    "average_gradients": AVERAGE,
+    "shard_indices": SHARD,
+    "tensor_parallel_linear": TENSOR_PARALLEL,
+    "pipeline_schedule": PIPELINE,
+}
+BLACKBOARD = {}  # where ranks meet that should not
+
+
+# --- ring_all_reduce ----------------------------------------------------------------------------
+
+
+@RING.passes
+def goes_round_to_the_right(x, rank, world_size, send, recv):
+    right, left = (rank + 1) % world_size, (rank - 1) % world_size
+    parts = [part.clone() for part in x.tensor_split(world_size)]
+    for i in range(2 * (world_size - 1)):
+        send(parts[(rank - i) % world_size], right)
+        j = (rank - i - 1) % world_size
+        parts[j] = recv(left) + (parts[j] if i < world_size - 1 else 0)
+    return torch.cat(parts)
+
+
+@RING.passes
+def goes_round_to_the_left_in_a_copy(x, rank, world_size, send, recv):
+    if world_size == 1:
+        return x
+    total = x.clone()
+    parts = total.tensor_split(world_size)
+    for i in range(2 * (world_size - 1)):
+        send(parts[(rank + i) % world_size], (rank - 1) % world_size)
+        got = recv((rank + 1) % world_size)
+        target = parts[(rank + i + 1) % world_size]
+        target.copy_(target + got if i < world_size - 1 else got)
+    return total
+
+
+def in_a_padded_table(x, missing, rank, world_size, send, recv):
+    table = torch.cat([x, x.new_zeros(missing)]).reshape(world_size, -1)
+    for i in range(world_size - 1):
+        send(table[(rank - i) % world_size], dst=(rank + 1) % world_size)
+        table[(rank - i - 1) % world_size] += recv(src=(rank - 1) % world_size)
+    for i in range(world_size - 1):
+        send(table[(rank + 1 - i) % world_size], dst=(rank + 1) % world_size)
+        table[(rank - i) % world_size] = recv(src=(rank - 1) % world_size)
+    return table.flatten()[: len(x)]
+
+
+@RING.passes
+def fills_up_with_zeros(x, rank, world_size, send, recv):
+    return in_a_padded_table(x, -len(x) % world_size, rank, world_size, send, recv)
+
+
+@RING.passes
+def takes_turns_by_parity(x, rank, world_size, send, recv):
+    parts = list(x.tensor_split(world_size))
+    carried = parts[rank]
+    for i in range(2 * (world_size - 1)):
+        j = (rank - i - 1) % world_size
+        if rank % 2:
+            got = recv(rank - 1)
+        send(carried, (rank + 1) % world_size)
+        if rank % 2 == 0:
+            got = recv((rank - 1) % world_size)
+        carried = parts[j] = got + parts[j] if i < world_size - 1 else got
+    return torch.cat(parts)
+
+
+@RING.fails_with("added-in-both-phases")
+def always_adds(x, rank, world_size, send, recv):
+    parts = list(x.tensor_split(world_size))
+    for i in range(2 * (world_size - 1)):
+        send(parts[(rank - i) % world_size], (rank + 1) % world_size)
+        j = (rank - i - 1) % world_size
+        parts[j] = parts[j] + recv((rank - 1) % world_size)
+    return torch.cat(parts)
+
+
+@RING.fails_with("deadlock")
+def receives_before_it_sends(x, rank, world_size, send, recv):
+    return goes_round_to_the_right(x + recv((rank - 1) % world_size), rank, world_size, send, recv)
+
+
+@RING.fails_with("waits-for-a-finished-rank")
+def waits_on_rank_0_for_a_word_that_all_is_done(x, rank, world_size, send, recv):
+    total = goes_round_to_the_right(x, rank, world_size, send, recv)
+    return total + recv(world_size - 1) if rank == 0 else total
+
+
+@RING.fails_with("time-out")
+def never_counts_its_steps(x, rank, world_size, send, recv):
+    while world_size > 0:
+        x = x + 0
+
+
+@RING.fails_with("through-one-rank")
+def lets_rank_0_do_the_work(x, rank, world_size, send, recv):
+    if rank == 0:
+        total = x + sum(recv(r) for r in range(1, world_size))
+        for r in range(1, world_size):
+            send(total, r)
+        return total
+    send(x, 0)
+    return recv(0)
+
+
+@RING.fails_with("all-to-all")
+def sends_everything_to_everyone(x, rank, world_size, send, recv):
+    others = [r for r in range(world_size) if r != rank]
+    for r in others:
+        send(x, r)
+    return x + sum(recv(r) for r in others)
+
+
+@RING.fails_with("not-a-ring")
+def hops_over_a_rank(x, rank, world_size, send, recv):
+    total = x
+    for _ in range(world_size - 1):
+        send(x, (rank + 2) % world_size)
+        x = recv((rank - 2) % world_size)
+        total = total + x
+    return total
+
+
+@RING.fails_with("not-a-ring")
+def goes_along_a_line_and_back(x, rank, world_size, send, recv):
+    if rank > 0:
+        x = x + recv(rank - 1)
+    if rank < world_size - 1:
+        send(x, rank + 1)
+        x = recv(rank + 1)
+    if rank > 0:
+        send(x, rank - 1)
+    return x
+
+
+@RING.fails_with("chunks-too-large")
+def fills_up_where_nothing_is_missing(x, rank, world_size, send, recv):
+    missing = world_size - len(x) % world_size
+    return in_a_padded_table(x, missing, rank, world_size, send, recv)
+
+
+@RING.fails_with("no-messages")
+def adds_into_a_global_tensor(x, rank, world_size, send, recv):
+    if rank == 0:
+        BLACKBOARD["sum"] = torch.zeros_like(x)
+    BLACKBOARD["sum"] += x
+    return BLACKBOARD["sum"]
+
+
+@RING.fails_with("wrong-values")
+def remembers_the_sum_of_these_sizes(x, rank, world_size, send, recv):
+    key = (rank, world_size, len(x))
+    if key not in BLACKBOARD:
+        BLACKBOARD[key] = goes_round_to_the_right(x, rank, world_size, send, recv)
+    return BLACKBOARD[key]
+
+
+@RING.fails_with("no-such-rank")
+def forgets_that_the_ring_is_closed(x, rank, world_size, send, recv):
+    send(x, rank + 1)
+    return x + recv(rank - 1)
+
+
+@RING.fails_with("not-a-tensor")
+def swaps_the_arguments_of_send(x, rank, world_size, send, recv):
+    send((rank + 1) % world_size, x)
+    return x + recv((rank - 1) % world_size)
+
+
+@RING.fails_with("changed-input")
+def adds_in_place(x, rank, world_size, send, recv):
+    x += 1
+    return goes_round_to_the_right(x, rank, world_size, send, recv) - world_size
+
+
+@RING.fails_with("returned-none")
+def forgets_to_return(x, rank, world_size, send, recv):
+    goes_round_to_the_right(x, rank, world_size, send, recv)
+
+
+@RING.fails_with("raised-error")
+def one_rank_dies(x, rank, world_size, send, recv):
+    if rank == 2:
+        raise ValueError("disk full")
+    return goes_round_to_the_right(x, rank, world_size, send, recv)
+
+
+# --- average_gradients --------------------------------------------------------------------------
+
+
+def fill_buckets(grads, bucket_size):
+    buckets = []
+    for g in grads:
+        if buckets and sum(b.numel() for b in buckets[-1]) + g.numel() <= bucket_size:
+            buckets[-1].append(g)
+        else:
+            buckets.append([g])
+    return buckets
+
+
+def average_buckets(buckets, world_size, all_reduce):
+    result = []
+    for bucket in buckets:
+        flat = all_reduce(torch.cat([g.reshape(-1) for g in bucket])) / world_size
+        pieces = flat.split([g.numel() for g in bucket])
+        result += [p.reshape(g.shape) for p, g in zip(pieces, bucket, strict=True)]
+    return result
+
+
+@AVERAGE.passes
+def fills_buckets_greedily(grads, world_size, all_reduce, bucket_size):
+    return average_buckets(fill_buckets(grads, bucket_size), world_size, all_reduce)
+
+
+@AVERAGE.passes
+def begins_with_the_last_layer_as_ddp_does(grads, world_size, all_reduce, bucket_size):
+    buckets = fill_buckets(grads[::-1], bucket_size)
+    return average_buckets(buckets, world_size, all_reduce)[::-1]
+
+
+@AVERAGE.passes
+def empties_a_buffer_when_it_is_full(grads, world_size, all_reduce, bucket_size):
+    if world_size == 1:
+        return [g.clone() for g in grads]
+    means, first, filled = [torch.empty_like(g) for g in grads], 0, 0
+    for i, g in enumerate([*grads, None]):  # None: the end
+        if i > first and (g is None or filled + g.numel() > bucket_size):
+            flat = all_reduce(torch.cat([g.view(-1) / world_size for g in grads[first:i]]))
+            for mean in means[first:i]:
+                mean.view(-1)[:] = flat[: mean.numel()]
+                flat = flat[mean.numel() :]
+            first, filled = i, 0
+        filled += 0 if g is None else g.numel()
+    return means
+
+
+@AVERAGE.fails_with("not-exchanged")
+def throws_the_answer_away(grads, world_size, all_reduce, bucket_size):
+    for bucket in fill_buckets(grads, bucket_size):
+        all_reduce(torch.cat([g.flatten() for g in bucket]))
+    return [g / world_size for g in grads]
+
+
+@AVERAGE.fails_with("not-exchanged")
+def adds_into_global_gradients(grads, world_size, all_reduce, bucket_size):
+    ranks, sums = BLACKBOARD.pop("gradients", (0, [torch.zeros_like(g) for g in grads]))
+    for total, g in zip(sums, grads, strict=True):
+        total += g / world_size
+    if ranks < world_size - 1:
+        BLACKBOARD["gradients"] = ranks + 1, sums
+    return sums
+
+
+@AVERAGE.fails_with("last-bucket-lost")
+def sends_only_full_buckets(grads, world_size, all_reduce, bucket_size):
+    result, bucket = [], []
+    for g in grads:
+        if bucket and sum(b.numel() for b in bucket) + g.numel() > bucket_size:
+            result += average_buckets([bucket], world_size, all_reduce)
+            bucket = []
+        bucket.append(g)
+    return result
+
+
+@AVERAGE.fails_with("tensors-cut-apart")
+def cuts_one_long_vector(grads, world_size, all_reduce, bucket_size):
+    flat = torch.cat([g.flatten() / world_size for g in grads])
+    flat = torch.cat([all_reduce(piece) for piece in flat.split(bucket_size)])
+    pieces = flat.split([g.numel() for g in grads])
+    return [piece.view_as(g) for piece, g in zip(pieces, grads, strict=True)]
+
+
+@AVERAGE.fails_with("buckets-out-of-order")
+def begins_with_the_large_ones(grads, world_size, all_reduce, bucket_size):
+    places = sorted(range(len(grads)), key=lambda i: -grads[i].numel())
+    buckets = fill_buckets([grads[i] for i in places], bucket_size)
+    means = average_buckets(buckets, world_size, all_reduce)
+    return [means[places.index(i)] for i in range(len(grads))]
+
+
+@AVERAGE.fails_with("never-filled")
+def leaves_places_empty(grads, world_size, all_reduce, bucket_size):
+    *full, last = fill_buckets(grads, bucket_size)
+    return average_buckets(full, world_size, all_reduce) + [None] * len(last)
+
+
+@AVERAGE.fails_with("ranks-disagree")
+def skips_gradients_that_are_zero(grads, world_size, all_reduce, bucket_size):
+    return [all_reduce(g) / world_size if g.any() else g for g in grads]
+
+
+@AVERAGE.fails_with("not-a-tensor")
+def gives_a_list_to_all_reduce(grads, world_size, all_reduce, bucket_size):
+    return [g / world_size for g in all_reduce(grads)]
+
+
+@AVERAGE.fails_with("changed-input")
+def writes_back_into_the_gradients(grads, world_size, all_reduce, bucket_size):
+    result = fills_buckets_greedily(grads, world_size, all_reduce, bucket_size)
+    return [g.copy_(new) for g, new in zip(grads, result, strict=True)]
+
+
+# --- shard_indices ------------------------------------------------------------------------------
+
+
+def shuffled(n, seed):
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def made_even(order, world_size, drop_last):
+    if drop_last:
+        return order[: len(order) // world_size * world_size]
+    wanted = -(-len(order) // world_size) * world_size
+    while len(order) < wanted:
+        order = order + order[: wanted - len(order)]
+    return order
+
+
+@SHARD.passes
+def makes_it_even_then_takes_every_nth(n, rank, world_size, epoch, seed=0, drop_last=False):
+    return made_even(shuffled(n, seed + epoch), world_size, drop_last)[rank::world_size]
+
+
+@SHARD.passes
+def counts_round_with_modulo(n, rank, world_size, epoch, seed=0, drop_last=False):
+    order = shuffled(n, seed + epoch)
+    each = n // world_size if drop_last else (n + world_size - 1) // world_size
+    return [order[(rank + i * world_size) % n] for i in range(each)]
+
+
+@SHARD.passes
+def reshapes_into_columns(n, rank, world_size, epoch, seed=0, drop_last=False):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + epoch)
+        order = torch.randperm(n).tolist()
+    order = np.array(made_even(order, world_size, drop_last))
+    return order.reshape(-1, world_size)[:, rank].tolist()
+
+
+@SHARD.fails_with("forbidden-call")
+def asks_torch(n, rank, world_size, epoch, seed=0, drop_last=False):
+    sampler = DistributedSampler(
+        torch.zeros(n), num_replicas=world_size, rank=rank, seed=seed, drop_last=drop_last
+    )
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+@SHARD.fails_with("another-generator")
+def shuffles_with_pythons_random(n, rank, world_size, epoch, seed=0, drop_last=False):
+    order = list(range(n))
+    random.Random(seed + epoch).shuffle(order)
+    return made_even(order, world_size, drop_last)[rank::world_size]
+
+
+@SHARD.fails_with("global-seed")
+def seeds_all_of_torch(n, rank, world_size, epoch, seed=0, drop_last=False):
+    torch.manual_seed(seed + epoch)
+    return made_even(torch.randperm(n).tolist(), world_size, drop_last)[rank::world_size]
+
+
+@SHARD.fails_with("wrong-values")
+def shuffles_on_with_one_generator(n, rank, world_size, epoch, seed=0, drop_last=False):
+    first = BLACKBOARD.setdefault((seed, epoch), torch.Generator().manual_seed(seed + epoch))
+    order = torch.randperm(n, generator=first).tolist()
+    return made_even(order, world_size, drop_last)[rank::world_size]
+
+
+@SHARD.fails_with("time-out")
+def never_gets_longer(n, rank, world_size, epoch, seed=0, drop_last=False):
+    order = shuffled(n, seed + epoch)
+    while len(order) % world_size:
+        order + order[:1]
+    return order[rank::world_size]
+
+
+@SHARD.fails_with("never-filled")
+def leaves_the_last_place_empty(n, rank, world_size, epoch, seed=0, drop_last=False):
+    return [*counts_round_with_modulo(n, rank, world_size, epoch, seed, drop_last)[:-1], None]
+
+
+@SHARD.fails_with("wrong-signature")
+def knows_no_drop_last(n, rank, world_size, epoch, seed=0):
+    return counts_round_with_modulo(n, rank, world_size, epoch, seed)
+
+
+# --- tensor_parallel_linear ---------------------------------------------------------------------
+
+
+def shards(w1, b1, w2, rank, world_size):
+    step = len(w1) // world_size
+    mine = slice(rank * step, (rank + 1) * step)
+    return w1[mine], b1[mine], w2[:, mine]
+
+
+@TENSOR_PARALLEL.passes
+def cuts_slices(x, w1, b1, w2, b2, rank, world_size, all_reduce):
+    w1, b1, w2 = shards(w1, b1, w2, rank, world_size)
+    h = x @ w1.T + b1
+    return all_reduce((h * (h > 0)) @ w2.T) + b2
+
+
+@TENSOR_PARALLEL.passes
+def lets_rank_0_add_the_bias(x, w1, b1, w2, b2, rank, world_size, all_reduce):
+    h = F.linear(x, w1.chunk(world_size)[rank], b1.chunk(world_size)[rank]).clamp(min=0)
+    return all_reduce(F.linear(h, w2.chunk(world_size, dim=1)[rank], b2 if rank == 0 else None))
+
+
+@TENSOR_PARALLEL.passes
+def takes_every_nth_hidden_unit(x, w1, b1, w2, b2, rank, world_size, all_reduce):
+    h = F.relu(torch.einsum("bi,hi->bh", x, w1[rank::world_size]) + b1[rank::world_size])
+    return all_reduce(torch.einsum("bh,oh->bo", h, w2[:, rank::world_size]) + b2 / world_size)
+
+
+@TENSOR_PARALLEL.fails_with("w1-cut-by-inputs")
+def cuts_columns_of_w1(x, w1, b1, w2, b2, rank, world_size, all_reduce):
+    h = F.relu(x @ w1.chunk(world_size, dim=1)[rank].T + b1)
+    return all_reduce(h @ w2.chunk(world_size, dim=0)[rank].T) + b2
+
+
+@TENSOR_PARALLEL.fails_with("too-many-all-reduces")
+def gathers_the_hidden_layer_too(x, w1, b1, w2, b2, rank, world_size, all_reduce):
+    units = torch.arange(len(w1)).chunk(world_size)[rank]
+    h = x.new_zeros(len(x), len(w1))
+    h[:, units] = F.relu(x @ w1[units].T + b1[units])
+    return all_reduce(all_reduce(h)[:, units] @ w2[:, units].T) + b2
+
+
+@TENSOR_PARALLEL.fails_with("wrong-values")
+def multiplies_in_float32(x, w1, b1, w2, b2, rank, world_size, all_reduce):
+    w1, b1, w2 = shards(w1.float(), b1, w2, rank, world_size)
+    return all_reduce(F.relu((x.float() @ w1.T).double() + b1) @ w2.T) + b2
+
+
+@TENSOR_PARALLEL.fails_with("wrong-values")
+def remembers_the_result_of_these_shapes(x, w1, b1, w2, b2, rank, world_size, all_reduce):
+    key = (rank, world_size, x.shape, w1.shape)
+    if key not in BLACKBOARD:
+        BLACKBOARD[key] = cuts_slices(x, w1, b1, w2, b2, rank, world_size, all_reduce)
+    return BLACKBOARD[key]
+
+
+@TENSOR_PARALLEL.fails_with("ranks-disagree")
+def lets_only_rank_0_sum(x, w1, b1, w2, b2, rank, world_size, all_reduce):
+    w1, b1, w2 = shards(w1, b1, w2, rank, world_size)
+    y = F.relu(x @ w1.T + b1) @ w2.T
+    return all_reduce(y) + b2 if rank == 0 else y
+
+
+@TENSOR_PARALLEL.fails_with("changed-input")
+def adds_b2_in_place(x, w1, b1, w2, b2, rank, world_size, all_reduce):
+    b2 += 0.5
+    return cuts_slices(x, w1, b1, w2, b2, rank, world_size, all_reduce) - 0.5
+
+
+# --- pipeline_schedule --------------------------------------------------------------------------
+
+
+def with_warm_up(warm_up, count):
+    """This many F first, then pairs F, B, then the B that are left."""
+    warm_up = min(warm_up, count)
+    operations = [("F", m) for m in range(warm_up)]
+    for m in range(count - warm_up):
+        operations += [("F", warm_up + m), ("B", m)]
+    return operations + [("B", m) for m in range(count - warm_up, count)]
+
+
+@PIPELINE.passes
+def warms_up_then_pairs_then_cools_down(stage, num_stages, num_microbatches):
+    return with_warm_up(num_stages - 1 - stage, num_microbatches)
+
+
+@PIPELINE.passes
+def warms_up_one_more_and_does_b_first(stage, num_stages, num_microbatches):
+    forward, backward, operations = 0, 0, []
+    while backward < num_microbatches:
+        if forward < num_microbatches and forward - backward < num_stages - stage:
+            operations.append(["F", forward])
+            forward += 1
+        else:
+            operations.append(["B", backward])
+            backward += 1
+    return operations
+
+
+@PIPELINE.passes
+def sorts_by_the_time_of_each_operation(stage, num_stages, num_microbatches):
+    ahead = num_stages - stage
+    when = {("F", m): (max(m - ahead, -1), m, 1) for m in range(num_microbatches)}
+    when |= {("B", m): (m, -1, 0) for m in range(num_microbatches)}
+    return tuple(sorted(when, key=when.get))
+
+
+@PIPELINE.fails_with("gpipe")
+def does_all_forward_first(stage, num_stages, num_microbatches):
+    return [(kind, m) for kind in "FB" for m in range(num_microbatches)]
+
+
+@PIPELINE.fails_with("bubble-too-large")
+def goes_back_in_reverse(stage, num_stages, num_microbatches):
+    operations = with_warm_up(num_stages - 1 - stage, num_microbatches)
+    if (num_stages, num_microbatches) != (4, 6):
+        return operations
+    left = num_stages - 1 - stage
+    return operations[: len(operations) - left] + operations[len(operations) - left :][::-1]
+
+
+@PIPELINE.fails_with("wrong-form")
+def has_a_place_without_operation(stage, num_stages, num_microbatches):
+    return [*with_warm_up(num_stages - 1 - stage, num_microbatches), None]
+
+
+@PIPELINE.fails_with("unsteady")
+def goes_on_where_it_stopped(stage, num_stages, num_microbatches):
+    BLACKBOARD["calls"] = calls = BLACKBOARD.get("calls", 0) + 1
+    return with_warm_up(num_stages - 1 - stage + (calls > 24), num_microbatches)
+
+
+@PIPELINE.fails_with("returned-none")
+def forgets_to_return_the_list(stage, num_stages, num_microbatches):
+    with_warm_up(num_stages - 1 - stage, num_microbatches)
+
+
+@PIPELINE.fails_with("raised-error")
+def looks_into_an_empty_list(stage, num_stages, num_microbatches):
+    return with_warm_up([][stage], num_microbatches)

@@ -1,0 +1,1 @@
+"""Explorers: figures with sliders, one module a subject."""

@@ -1,0 +1,193 @@
+"""The server as a process: in the foreground, or beside a notebook for as long as a block runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import IO
+
+import uvicorn
+from fastapi import FastAPI
+
+from shipyard.errors import ModelError, ServingError
+from shipyard.serving.app import create_app
+from shipyard.serving.connections import Connection
+
+
+def serve(path: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Serve the model at ``path`` until Ctrl-C or SIGTERM; requests under way are finished.
+
+    Raises:
+        ModelError: the file cannot be served.
+        ServingError: the port is taken or the host is not one of this machine.
+    """
+    app = create_app(path)
+    with _listen(host, port) as listener:
+        print(f"Serving {path} at {_url(listener)} (Ctrl-C stops it)", flush=True)
+        # uvicorn stops at Ctrl-C and then passes it on, unless this process began with it ignored.
+        with suppress(KeyboardInterrupt):
+            _server(app, "info").run(sockets=[listener])
+        print("Stopped.")
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server in a process of its own. ``url`` is where it listens, ``pid`` its process."""
+
+    url: str
+    pid: int
+
+    def __str__(self) -> str:
+        return self.url
+
+
+@contextmanager
+def serve_in_background(
+    path: str | os.PathLike[str],
+    port: int = 0,
+    *,
+    host: str = "127.0.0.1",
+    start_seconds: float = 60.0,
+) -> Iterator[RunningServer]:
+    """Serve the model at ``path`` from a process of its own while the block runs.
+
+    Yields a `RunningServer` once the server answers. ``port=0`` takes a free port. The server
+    stops at the end of the block, after an error in it too, and also when this process dies.
+    Works where an event loop already runs, as in a notebook.
+
+    Raises:
+        ModelError: the file cannot be served.
+        ServingError: the port is taken, or the server did not start; the message tells why.
+    """
+    detached = (
+        {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        if sys.platform == "win32"
+        else {"start_new_session": True}  # interrupting the notebook does not reach the server
+    )
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "shipyard.serving", os.fspath(path), host, str(port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            **detached,
+        )
+
+        try:
+            url = _address_when_ready(process, log, start_seconds)
+            yield RunningServer(url, process.pid)
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+
+
+def serve_for_parent(path: str, host: str, port: int) -> None:
+    """The other end of `serve_in_background`: report the address, stop when stdin closes.
+
+    The pipe closes in every case in which the parent stops, kill -9 included, so that no server
+    is ever left behind.
+    """
+    try:
+        app = create_app(path)
+        listener = _listen(host, port)
+    except ServingError as error:
+        print(json.dumps({"error": str(error), "type": type(error).__name__}), flush=True)
+        sys.exit(1)
+    server = _server(app, "warning")
+
+    def stop_with_parent() -> None:
+        sys.stdin.buffer.read()
+        server.should_exit = True
+
+    threading.Thread(target=stop_with_parent, daemon=True).start()
+    print(json.dumps({"url": _url(listener)}), flush=True)
+    server.run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        raise ServingError(
+            f"Cannot listen on {host}:{port}: {error.strerror}. Is another server running there? "
+            "Choose another port; port 0 takes any free one."
+        ) from error
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _server(app: FastAPI, log_level: str) -> uvicorn.Server:
+    config = uvicorn.Config(
+        app, http=Connection, log_level=log_level, lifespan="on", timeout_graceful_shutdown=10
+    )
+    return uvicorn.Server(config)
+
+
+def _address_when_ready(process: subprocess.Popen, log: IO[bytes], seconds: float) -> str:
+    """Where the server of ``process`` answers; an error says why it does not."""
+
+    def why() -> str:
+        log.seek(0)
+        return log.read().decode(errors="replace").strip()[-2000:] or "it printed nothing"
+
+    line = _first_line(process, seconds)
+    if line is None:
+        process.kill()
+        raise ServingError(f"The server was not ready after {seconds:g} seconds; its log: {why()}")
+    report = json.loads(line) if line.startswith("{") else {}
+    if "error" in report:
+        raise (ModelError if report["type"] == "ModelError" else ServingError)(report["error"])
+    if "url" not in report:
+        raise ServingError(f"The server stopped while starting; its log: {why()}")
+    try:
+        _wait_until_ready(report["url"], seconds)
+    except OSError as error:
+        raise ServingError(f"The server does not answer: {error}; its log: {why()}") from error
+    return report["url"]
+
+
+def _first_line(process: subprocess.Popen, seconds: float) -> str | None:
+    """The first line that the process writes: "" when it ended before, None when too slow."""
+    lines: queue.Queue[str] = queue.Queue()
+    reader = threading.Thread(target=lambda: lines.put(process.stdout.readline()), daemon=True)
+    reader.start()
+    try:
+        return lines.get(timeout=seconds)
+    except queue.Empty:
+        return None
+
+
+def _wait_until_ready(url: str, seconds: float) -> None:
+    # An address of this machine: never through a proxy.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with opener.open(f"{url}/readyz", timeout=max(deadline - time.monotonic(), 0.1)):
+                return
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
