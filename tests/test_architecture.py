@@ -66,6 +66,10 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"runtime", "number_formats", "data", "models", "training", "metrics"},
         {"torch", "torchvision", "PIL"},
     ),
+    "pretrained": (
+        {"runtime", "number_formats", "data", "text", "models", "training", "metrics"},
+        {"torch"},
+    ),
     "distributed": ({"runtime", "number_formats", "training", "distributed"}, {"torch"}),
     "onnx_export": ({"runtime"}, {"torch", "numpy", "onnx", "onnxscript", "onnxruntime"}),
     "serving": ({"serving"}, {"onnxruntime", "numpy", "PIL", "fastapi", "starlette", "uvicorn"}),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import importlib
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -117,10 +119,12 @@ def test_a_wrong_answer_in_the_lab_gets_its_own_diagnosis_in_the_marks(
 def test_nbgrader_itself_makes_validates_and_grades_the_labs(tmp_path):
     """With the commands and the configuration of docs/teaching.md, and without a warning."""
     solution, said = SOLUTIONS[0], []
+    scripts = sysconfig.get_path("scripts")  # nbgrader calls alembic by name
+    activated = os.environ | {"PATH": os.pathsep.join((scripts, os.environ["PATH"]))}
 
     def nbgrader(*arguments):
         command = [sys.executable, "-m", "nbgrader", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=tmp_path, env=activated, capture_output=True, text=True)
         said.append(done.stdout + done.stderr)
         assert done.returncode == 0, said[-1]
 

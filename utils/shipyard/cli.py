@@ -218,6 +218,30 @@ class _Progress:
 
 
 @app.command()
+def train(
+    name: Annotated[str, typer.Argument(help='"residual_net" or "char_transformer".')],
+    profile: Annotated[str, typer.Option(help='"fast" or "full".')] = "full",
+    device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1", …')] = "auto",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Train a network that later lessons start from, and keep it in the cache.
+
+    A lesson that wants it does this by itself, where it has not been done.
+    """
+    from shipyard import data, pretrained, runtime
+
+    on = runtime.resolve_device(device)
+    if name == "residual_net":
+        start = pretrained.residual_net(data.load_cifar10(), profile, seed=seed, device=on)
+    elif name == "char_transformer":
+        start = pretrained.char_transformer(profile, seed=seed, device=on)
+    else:
+        raise typer.BadParameter(f"NAME is residual_net or char_transformer, not {name!r}.")
+    measured = ", ".join(f"{key} {value:.4f}" for key, value in start.validation.items())
+    typer.echo(f"{start.path}: {measured}")
+
+
+@app.command()
 def sweep(
     name: Annotated[str, typer.Argument(help='"08", "cifar10_training" or a path.')],
     parameter: Annotated[

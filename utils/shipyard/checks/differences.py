@@ -40,7 +40,10 @@ def difference(
             text = f"{label} has {len(got)} elements; expected {len(expected)}{names}."
             return "wrong-length", text
         names = outputs or [f"{label}[{i}]" for i in range(len(expected))]
-        return _first_difference(zip(expected, got, names, strict=True), tolerance, brief)
+        items = list(zip(expected, got, names, strict=True))
+        if holes := [name for e, g, name in items if g is None and e is not None]:
+            return "holds-none", f"{holes[0]} is None: it was never filled."
+        return _first_difference(items, tolerance, brief)
     if isinstance(expected, dict) and isinstance(got, dict):
         if expected.keys() != got.keys():
             return "wrong-keys", f"{label} has the keys {list(got)}; expected {list(expected)}."
@@ -62,8 +65,6 @@ def difference(
 
 def _first_difference(items, tolerance: float, brief: bool) -> Difference | None:
     for expected, got, label in items:
-        if got is None and expected is not None:
-            return "holds-none", f"{label} is None: it was never filled."
         if found := difference(expected, got, label, tolerance=tolerance, brief=brief):
             return found
     return None

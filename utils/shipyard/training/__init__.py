@@ -6,7 +6,12 @@ files, and `history` what happened.
 """
 
 from shipyard.errors import CheckpointError, TrainingError
-from shipyard.training.checkpoints import load_checkpoint, previous_of, save_checkpoint
+from shipyard.training.checkpoints import (
+    load_checkpoint,
+    previous_of,
+    require_keys,
+    save_checkpoint,
+)
 from shipyard.training.history import History, write_tensorboard
 from shipyard.training.session import Session, fit
 
@@ -18,6 +23,7 @@ __all__ = [
     "fit",
     "load_checkpoint",
     "previous_of",
+    "require_keys",
     "save_checkpoint",
     "write_tensorboard",
 ]
