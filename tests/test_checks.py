@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from shipyard import checks
 from shipyard.checks import Case, CheckFailed, Mistake, catalogue, changes, compare
+from wrong_answers import CHEATS
 
 BANKS = {
     path.stem: importlib.import_module(f"wrong_answers.{path.stem}")
@@ -32,6 +33,12 @@ EDITED = [
     for number, form in enumerate(entry.forms)
     if not any(form in earlier.forms for earlier in entries[:place])
 ]
+CHEATED = [
+    (lab, name, cheat)
+    for lab, name in TASKS
+    for cheat in CHEATS
+    if cheat.__name__ not in BANKS[lab].TASKS[name].spared.split()
+]
 CORRECT = [(lab, name, form) for lab, name in TASKS for form in BANKS[lab].TASKS[name].correct]
 
 
@@ -47,6 +54,18 @@ def test_a_wrong_answer_fails_with_its_diagnosis(lab, name, wrong):
         check_of(lab, name)(function)
     assert caught.value.diagnosis == diagnosis, f"\n{caught.value}"
     assert name in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lab", "name", "cheat"), CHEATED)
+def test_a_correct_form_that_cheats_fails(lab, name, cheat, monkeypatch):
+    monkeypatch.setattr(checks, "PAIR_SECONDS", 0)  # that it fails is enough: no long search
+    monkeypatch.setattr(checks, "CHANGE_SECONDS", 0)
+    *_, form = BANKS[lab].TASKS[name].correct.values()
+    with pytest.raises(CheckFailed) as caught:
+        check_of(lab, name)(cheat(form))
+    allowed = CHEATS[cheat].split()
+    assert not allowed or caught.value.diagnosis in allowed, f"\n{caught.value}"
 
 
 @pytest.mark.slow
@@ -462,7 +481,7 @@ def test_tensors_inside_lists_are_shown_by_their_shapes():
         )
 
     message = str(failure_of(lambda parts: parts[0].sum(), check))
-    assert "total(parts)\n    parts[0]  float32 tensor of shape (30,)\n    parts[1]  " in message
+    assert "total(parts)\n    parts  list of tensors of shapes (30,), (4, 5)" in message
 
 
 def test_rounding_errors_pass():

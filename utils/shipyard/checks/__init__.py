@@ -23,12 +23,13 @@ import ast
 import copy
 import html
 import inspect
+import itertools
 import reprlib
 import sys
 import textwrap
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -95,6 +96,14 @@ class Case:
         """The arguments again, so that a function that changes its input does no harm."""
         return copy.deepcopy((self.args, self.options))
 
+    def halved(self) -> Case | None:
+        """The same call with half of every float: other numbers, lest sizes alone be remembered."""
+        args, options = self.copies()
+        floats = [t for t in _tensors([args, options]) if "float" in str(t.dtype)]
+        for tensor in floats:
+            tensor /= 2
+        return Case(*args, **options) if floats else None
+
 
 class Mistake:
     """A known mistake: what it is called, what to tell the learner, and what it answers.
@@ -159,9 +168,10 @@ def compare(
         outputs: names of the results, where the function returns a tuple.
         tolerance: largest |got − expected| / (1 + |expected|) that still counts as equal.
         use: ``use(function, *args, **options)`` returns what is compared. Give it where the task
-            is not a plain function, such as a class to be built and then stepped; inputs may then
-            change. The default calls the function. With an attribute ``runs_here`` it stays in this
-            process where the function lives in another (`shipyard.checks.remote`).
+            is not a plain function, such as a class to be built and then stepped. The default calls
+            the function. A `CheckFailed` of its own ends the cases, and is what comes out unless
+            an earlier case has failed. With an attribute ``runs_here`` it stays in this process
+            where the function lives in another (`shipyard.checks.remote`).
         forms: other right ways to write the answer. Where no named mistake fits, small changes
             of the reference and of these are tried.
         small_changes: False where a changed reference may wait for ever, as ranks do.
@@ -179,25 +189,39 @@ def compare(
             f"Write its name without brackets: check_{task.name}({task.name}).",
             "not-a-function",
         )
-    attempts = [task.attempt(candidate, case) for case in cases]
+    cases, attempts = list(cases), []
+    if use:  # calls by name what a case names, if it has a default, and by place all else
+        parameters = inspect.signature(reference).parameters.items()
+        options = {name: None for case in cases for name in case.options}
+        by_place = [name for name, p in parameters if p.default is p.empty or name not in options]
+        by_name = {name: None for name in options if name not in by_place}
+        require_signature(candidate, signature, by_place, by_name)
+    for case in cases:
+        attempts.append(task.attempt(candidate, case))
+        if isinstance(attempts[-1].error, CheckFailed):
+            break
     failing = [attempt for attempt in attempts if attempt.slug]
+    if cases and not failing and (again := cases[0].halved()):
+        attempts.append(task.attempt(candidate, again))
+        failing = attempts[-1:] if attempts[-1].slug else []
     if not failing:
         for name, advice in (forbidden or {}).items():
             if task.calls(candidate, attempts[0].case, name):
                 text = f"{task.name} is right, but it calls torch's {name}.\n\n{_paragraph(advice)}"
                 raise CheckFailed(text, "forbidden-call")
-        return Passed(task.name, len(attempts))
+        return Passed(task.name, len(cases))
     first = failing[0]
+    if isinstance(first.error, CheckFailed):
+        raise first.error
     if first.slug == "not-implemented":
         raise CheckFailed(first.text, first.slug) from first.error
+    attempts = [attempt for attempt in attempts if not isinstance(attempt.error, CheckFailed)]
 
     mistakes = known_mistakes(reference) if mistakes is None else mistakes
     references = (reference, *forms) if small_changes else ()
-    with warnings.catch_warnings(
-        action="ignore"
-    ):  # an edited reference may call what is deprecated
+    with warnings.catch_warnings(action="ignore"):  # an edit may call what is deprecated
         slug, verdict = task.verdict(candidate, attempts, mistakes, references)
-    count = f"{len(failing)} of {len(attempts)} cases fail"
+    count = f"{sum(bool(a.slug) for a in attempts)} of {len(attempts)} cases fail"
     parts = [f"{task.name} is not right yet: {count}.", *verdict]
     number = attempts.index(first) + 1
     parts.append(f"The first that fails is case {number}:\n{task.show_call(first.case)}")
@@ -249,18 +273,19 @@ class _Task:
             return attempt
         try:
             attempt.got = self.answer(candidate, args, options)
-        except CheckFailed:  # of a check's own ``use``
-            raise
+        except CheckFailed as failure:  # of a check's own ``use``
+            attempt.error, attempt.slug = failure, failure.diagnosis
+            return attempt
         except Exception as error:
             attempt.error = error
             attempt.slug, attempt.text = _explain_error(error, self.name)
             return attempt
-        if self.use is None and _changed((case.args, case.options), (args, options)):
+        if _changed((case.args, case.options), (args, options)):
             attempt.slug = "changed-input"
             attempt.text = (
                 f"{self.name} changed its input. Whoever calls it still needs those values: write "
                 "into a new tensor (x.clone(), x + 1). On an argument, avoid x += 1, x[...] = 1 "
-                "and methods whose name ends in _."
+                "and methods whose name ends in _. A slice of x is a view, a part of x itself."
             )
             return attempt
         label = "The result" if self.use else f"{self.name}(...)"
@@ -419,11 +444,10 @@ class _Task:
         else:
             names = [a.arg for a in ast.parse(f"def {self.signature}: ...").body[0].args.args]
         given = dict(zip(names, case.args, strict=False)) | case.options
-        tensors = {name: list(_tensors(name, value)) for name, value in given.items()}
+        tensors = {name: _tensors(value) for name, value in given.items()}
         call = [n if tensors[n] else f"{n}={reprlib.repr(v)}" for n, v in given.items()]
-        found = [pair for pairs in tensors.values() for pair in pairs]
-        width = max((len(label) for label, _ in found), default=0)
-        lines = [f"    {label:<{width}}  {describe(tensor)}" for label, tensor in found]
+        width = max((len(name) for name in given if tensors[name]), default=0)
+        lines = [f"    {n:<{width}}  {_describe(given[n])}" for n in given if tensors[n]]
         title = f"with {', '.join(call)}" if self.use else f"{self.name}({', '.join(call)})"
         return "\n".join([f"  {title}", *lines])
 
@@ -440,14 +464,21 @@ def _limited(text: str) -> str:
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def _tensors(label: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Each tensor in ``value``, with the expression that picks it."""
+def _tensors(value: Any) -> list[Tensor | np.ndarray]:
+    """Each tensor in ``value``."""
     if isinstance(value, Tensor | np.ndarray):
-        yield label, value
-    elif isinstance(value, tuple | list | dict):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            yield from _tensors(f"{label}[{key!r}]", item)
+        return [value]
+    items = value.values() if isinstance(value, dict) else value
+    parts = map(_tensors, items) if isinstance(value, tuple | list | dict) else ()
+    return list(itertools.chain.from_iterable(parts))
+
+
+def _describe(value: Any) -> str:
+    """A tensor, or a container of some, by its shapes."""
+    if isinstance(value, Tensor | np.ndarray):
+        return describe(value)
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in _tensors(value))
+    return textwrap.shorten(f"{type(value).__name__} of tensors of shapes {shapes}", 90)
 
 
 def _misfit(candidate: Callable, args: tuple, options: dict) -> TypeError | None:
@@ -466,23 +497,21 @@ def _misfit(candidate: Callable, args: tuple, options: dict) -> TypeError | None
 def require_signature(
     function: Callable,
     signature: str,
-    args: Sequence | None = None,
+    args: Sequence,
     options: dict | None = None,
     subject: str = "Your function",
 ) -> None:
-    """Refuse ``function`` if it cannot be called as ``signature`` says.
+    """Refuse ``function`` if it takes no such arguments.
 
-    `compare` does this by itself; a check that gives it ``use`` calls this first. The call that is
-    tried is that with the names in ``signature``, or with ``args`` and ``options``.
+    `compare` does this by itself; a check that calls the function before calls this first.
 
     Raises:
         CheckFailed: with the diagnosis wrong-signature.
     """
-    if args is None:
-        args = signature.partition("(")[2].rstrip(")").split(", ")
     misfit = _misfit(function, args, options or {})
     if misfit:
-        text = _explain_misfit(subject, misfit, signature)
+        name = signature.partition("(")[0]
+        text = f"{name} is not right yet.\n\n{_explain_misfit(subject, misfit, signature)}"
         raise CheckFailed(text, "wrong-signature") from misfit
 
 
@@ -505,7 +534,7 @@ def _explain_error(error: Exception, task: str) -> tuple[str, str]:
     text = f"It raised {type(error).__name__}: {error}"
     if lines:
         text += f"\nThe error came from line {lines[-1].lineno} of your code:\n    {lines[-1].line}"
-    return "raised-error", text
+    return "raised-error", "\n".join([text, *getattr(error, "__notes__", [])[:1]])
 
 
 def _changed(before: Any, after: Any) -> bool:

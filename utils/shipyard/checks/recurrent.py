@@ -16,15 +16,6 @@ TORCHS_OWN = dict.fromkeys(
 ) | {"run_backward": "That is autograd, which you are building: apply the chain rule yourself."}
 
 
-class _State(tuple):
-    """(h, c), which a failing check shows by its shapes instead of all its numbers."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return f"(h, c) of shape {tuple(self[0].shape)} each"
-
-
 def rnn_cell(x, h, w_ih, w_hh, b_ih, b_hh):
     return tanh(x @ w_ih.T + b_ih + h @ w_hh.T + b_hh)
 
@@ -95,7 +86,7 @@ def check_rnn_cell(candidate: Callable) -> Passed:
 def check_lstm_cell(candidate: Callable) -> Passed:
     """Check ``lstm_cell(x, state, w_ih, w_hh, b_ih, b_hh)`` with state (h, c): returns (h, c)."""
     cases = [
-        Case(x, _State((h, 1.5 * c)), *weights)
+        Case(x, (h, 1.5 * c), *weights)
         for x, h, c, *weights in _cell_arguments(22, blocks=4, states=2)
     ]
     return compare(
@@ -115,7 +106,7 @@ def check_lstm_sequence(candidate: Callable) -> Passed:
 
     def case(batch, time, inputs, hidden):
         _, h, c, *weights = _arguments(draw, batch, inputs, hidden, blocks=4, states=2)
-        return Case(draw(batch, time, inputs), _State((h, c)), *weights)
+        return Case(draw(batch, time, inputs), (h, c), *weights)
 
     sizes = [
         (3, 3, 2, 2), (3, 1, 2, 4), (2, 5, 3, 2), (4, 7, 1, 3), (3, 4, 5, 4), (2, 2, 1, 1),
@@ -140,7 +131,7 @@ def check_masked_lengths(candidate: Callable) -> Passed:
         lengths = torch.tensor(lengths)
         x, h, c, *weights = _arguments(draw, len(lengths), inputs, hidden, blocks=4, states=2)
         x = draw(len(lengths), time, inputs)  # the padding holds numbers too, and must not matter
-        return Case(x, _State((h, c)), lengths, *weights)
+        return Case(x, (h, c), lengths, *weights)
 
     sizes = [
         ([3, 2], 3, 2, 2), ([1, 3], 4, 2, 3), ([4, 1, 3, 2], 4, 3, 2), ([1, 1, 1], 2, 2, 3),

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shipyard.checks import Case, Passed, compare, draws, require_signature
+from shipyard.checks import Case, Passed, compare, draws
 
 
 def time_to_accuracy(runs, target, preparation=0.0):
@@ -184,14 +184,14 @@ def _layout(tensor: Tensor) -> str:
 
 
 _FACTS = (
-    "what came back", "images", "layout of images", "the images that were given", "model",
-    "layout of weight", "model.training", "model(images)", "layout of the output of layer",
+    "what came back", "images", "layout of images", "model", "layout of weight", "model.training",
+    "model(images)", "layout of the output of layer",
 )  # fmt: skip
 
 
 def _facts(function: Callable, model: nn.Module, images: Tensor) -> list | None:
     """What can be seen from outside of the (model, images) that come back, as `_FACTS` says."""
-    given, answer = images, function(model, images)
+    answer = function(model, images)
     if answer is None:
         return None
     parts = answer if isinstance(answer, tuple | list) else [answer]
@@ -215,14 +215,12 @@ def _facts(function: Callable, model: nn.Module, images: Tensor) -> list | None:
             output = model(images)
     except Exception as error:  # the facts before this one tell why
         output = f"{type(error).__name__}: {error}"
-    seen = [images, _layout(images), given, values, weights, training, output, flowing]
+    seen = [images, _layout(images), values, weights, training, output, flowing]
     return ["a model and a tensor", *seen]
 
 
 def check_channels_last(candidate: Callable) -> Passed:
     """Check ``channels_last(model, images)``, which returns both in the layout channels_last."""
-    if callable(candidate):
-        require_signature(candidate, "channels_last(model, images)")
     block, draw = nn.Sequential, draws(5)
     layers = [nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
     layers += [nn.MaxPool2d(2), block(nn.Conv2d(8, 4, 2), nn.ReLU()), nn.Flatten(), nn.Linear(8, 5)]
@@ -237,14 +235,13 @@ def check_channels_last(candidate: Callable) -> Passed:
     return compare(candidate, reference=channels_last, cases=cases, outputs=_FACTS, use=_facts)
 
 
-def _aligned(function: Callable, images: Tensor, kernel_size: int, eps: float) -> tuple:
-    """The function's filters in the order, and with the signs, of the reference's; then what it
-    left of the images."""
+def _aligned(function: Callable, images: Tensor, kernel_size: int, eps: float) -> Tensor:
+    """The function's filters in the order, and with the signs, of the reference's."""
     like = whitening(images, kernel_size, eps)
     filters = function(images, kernel_size, eps)
     comparable = isinstance(filters, Tensor) and filters.is_floating_point()
     if not comparable or filters.shape != like.shape:
-        return filters, images
+        return filters
     like, flat = like.flatten(1), filters.detach().flatten(1).double().nan_to_num(0.0)
     cosines = F.normalize(like, dim=1) @ F.normalize(flat, dim=1).T  # (reference's, candidate's)
     order, free = [], cosines.abs()
@@ -252,14 +249,12 @@ def _aligned(function: Callable, images: Tensor, kernel_size: int, eps: float) -
         order.append(free[row].argmax().item())
         free[:, order[-1]] = -1
     signs = torch.where(cosines[range(len(like)), order] < 0, -1, 1).to(filters)
-    return filters[order] * signs[:, None, None, None], images
+    return filters[order] * signs[:, None, None, None]
 
 
 def check_whitening(candidate: Callable) -> Passed:
     """Check ``whitening(images, kernel_size, eps)``, the filters (c·k·k, c, k, k) of a whitening
     convolution, in any order and with any signs."""
-    if callable(candidate):
-        require_signature(candidate, "whitening(images, kernel_size, eps)")
 
     def case(seed, shape, kernel_size, eps):
         """Images whose neighbours are alike, in space and across channels, and not centred."""
@@ -277,9 +272,7 @@ def check_whitening(candidate: Callable) -> Passed:
         case(4, (2, 3, 5, 4), 1, 0.05),
         case(5, (2, 1, 2, 3), 2, 0.01),  # 4 patches of 4 values: one eigenvalue is 0
     ]
-    outputs = ("the filters (order and signs are free)", "the images after the call")
-    settings = {"outputs": outputs, "use": _aligned, "tolerance": 1e-9}
-    return compare(candidate, reference=whitening, cases=cases, **settings)
+    return compare(candidate, reference=whitening, cases=cases, use=_aligned, tolerance=1e-9)
 
 
 def check_one_cycle(candidate: Callable) -> Passed:
