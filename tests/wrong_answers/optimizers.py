@@ -7,19 +7,18 @@ import torch
 from shipyard import optimizers
 from wrong_answers import Task
 
-GRADIENT_DESCENT, SGD_MOMENTUM, NESTEROV = Task(), Task(), Task()
-ADAGRAD, RMSPROP, ADAM, ADAMW = Task(), Task(), Task(), Task()
-WARMUP_COSINE, CLIP_GRAD_NORM = Task(), Task()
 TASKS = {
-    "gradient_descent": GRADIENT_DESCENT,
-    "sgd_momentum": SGD_MOMENTUM,
-    "nesterov": NESTEROV,
-    "adagrad": ADAGRAD,
-    "rmsprop": RMSPROP,
-    "adam": ADAM,
-    "adamw": ADAMW,
-    "warmup_cosine": WARMUP_COSINE,
-    "clip_grad_norm": CLIP_GRAD_NORM,
+    "gradient_descent": (GRADIENT_DESCENT := Task(spared="looks_at_sizes_alone")),
+    "sgd_momentum": (SGD_MOMENTUM := Task()),
+    "nesterov": (NESTEROV := Task()),
+    "adagrad": (ADAGRAD := Task()),
+    "rmsprop": (RMSPROP := Task()),
+    "adam": (ADAM := Task()),
+    "adamw": (ADAMW := Task()),
+    "warmup_cosine": (
+        WARMUP_COSINE := Task("changes_its_input computes_in_float32 looks_at_sizes_alone")
+    ),
+    "clip_grad_norm": (CLIP_GRAD_NORM := Task(spared="computes_in_float32")),
 }
 
 # The package's own steps pass: other tests compare each of them with torch's optimizer.
@@ -36,11 +35,6 @@ def zeros(params):
 
 
 @GRADIENT_DESCENT.passes
-def descends_with_sub(params, grads, state, lr):
-    return [torch.sub(p, g, alpha=lr) for p, g in zip(params, grads, strict=True)], None
-
-
-@GRADIENT_DESCENT.passes
 def descends_in_place_on_copies(params, grads, state, lr):
     new = tuple(p.clone() for p in params)
     for p, g in zip(new, grads, strict=True):
@@ -54,7 +48,7 @@ def forgets_zero_grad(params, grads, state, lr):
     return [p - lr * sum(gs) for p, *gs in zip(params, *past, strict=True)], past
 
 
-@GRADIENT_DESCENT.fails_with("forbidden-call")
+@GRADIENT_DESCENT.forbids
 def calls_torchs_sgd(params, grads, state, lr):
     params = [p.clone() for p in params]
     for p, g in zip(params, grads, strict=True):
@@ -78,13 +72,6 @@ def returns_inside_the_loop(params, grads, state, lr):
 
 
 # Momentum, and what can go wrong with any step.
-
-
-@SGD_MOMENTUM.passes
-def momentum_from_the_first_gradient(params, grads, state, lr, momentum=0.9):
-    v = state["v"] if state else None
-    v = [g if v is None else torch.add(g, v[i], alpha=momentum) for i, g in enumerate(grads)]
-    return [p - lr * v for p, v in zip(params, v, strict=True)], {"v": v}
 
 
 @SGD_MOMENTUM.passes
@@ -152,16 +139,6 @@ def hangs_its_memory_on_tensors(params, grads, state, lr, momentum=0.9):
     return new, "on the tensors"
 
 
-@SGD_MOMENTUM.fails_with("wrong-return")
-def forgets_to_return_the_state(params, grads, state, lr, momentum=0.9):
-    return optimizers.sgd_momentum(params, grads, state, lr, momentum)[0]
-
-
-@SGD_MOMENTUM.fails_with("wrong-signature")
-def leaves_out_the_state(params, grads, lr, momentum=0.9):
-    return optimizers.sgd_momentum(params, grads, None, lr, momentum)
-
-
 # Nesterov.
 
 
@@ -199,16 +176,6 @@ def adagrad_scales_lr(params, grads, state, lr, eps=1e-10):
     G = [G + g.square() for G, g in zip(G, grads, strict=True)]
     rates = [lr / (eps + G**0.5) for G in G]
     return [p - rate * g for p, rate, g in zip(params, rates, grads, strict=True)], G
-
-
-@ADAGRAD.passes
-def adagrad_from_all_gradients(params, grads, state, lr, eps=1e-10):
-    past = [*(state or []), grads]
-    sums = [torch.stack(gs).square().sum(0) for gs in zip(*past, strict=True)]
-    return [
-        torch.addcdiv(p, g, G.sqrt().add(eps), value=-lr)
-        for p, g, G in zip(params, grads, sums, strict=True)
-    ], past
 
 
 @ADAGRAD.fails_with("eps-outside-the-denominator")
@@ -266,18 +233,6 @@ def adam_as_torch_writes_it(params, grads, state, lr, betas=(0.9, 0.999), eps=1e
     return [p - size * m / d for p, m, d in zip(params, m, denominators, strict=True)], (t, m, v)
 
 
-@ADAM.passes
-def adam_with_one_state_for_each_tensor(params, grads, state, lr, betas=(0.9, 0.999), eps=1e-8):
-    b1, b2 = betas
-    new, new_state = [], []
-    for i, (p, g) in enumerate(zip(params, grads, strict=True)):
-        t, m, v = state[i] if state else (1, 0.0, 0.0)
-        m, v = b1 * m + g - b1 * g, v - (1 - b2) * (v - g.square())
-        new.append(p - lr * (m / (1 - b1**t)) / (eps + (v / (1 - b2**t)) ** 0.5))
-        new_state.append((t + 1, m, v))
-    return new, new_state
-
-
 @ADAM.fails_with("t-counts-tensors")
 def counts_inside_the_loop(params, grads, state, lr, betas=(0.9, 0.999), eps=1e-8):
     t, m, v = (0, zeros(params), zeros(params)) if state is None else state
@@ -289,14 +244,6 @@ def counts_inside_the_loop(params, grads, state, lr, betas=(0.9, 0.999), eps=1e-
         denominator = (v[i] / (1 - betas[1] ** t)) ** 0.5 + eps
         new.append(params[i] - lr * (m[i] / (1 - betas[0] ** t)) / denominator)
     return new, (t, m, v)
-
-
-@ADAM.fails_with("t-never-grows")  # the same numbers as with t = 1 for ever
-def sums_the_moments_uncorrected(params, grads, state, lr, betas=(0.9, 0.999), eps=1e-8):
-    ms, vs = (zeros(params), zeros(params)) if state is None else state
-    ms = [betas[0] * m + g for m, g in zip(ms, grads, strict=True)]
-    vs = [betas[1] * v + g * g for v, g in zip(vs, grads, strict=True)]
-    return [p - lr * m / (v.sqrt() + eps) for p, m, v in zip(params, ms, vs, strict=True)], (ms, vs)
 
 
 @ADAM.fails_with("amsgrad")
@@ -338,16 +285,6 @@ def has_kerass_eps(params, grads, state, lr, betas=(0.9, 0.999), eps=1e-7, weigh
 
 
 @WARMUP_COSINE.passes
-def schedule_written_out(step, total_steps, warmup_steps, peak_lr, final_lr=0.0):
-    if step < warmup_steps:
-        return peak_lr / warmup_steps * (step + 1)
-    left = max(total_steps - warmup_steps, 1)
-    share = min(1.0, (step - warmup_steps) / left) if step < total_steps else 1.0
-    middle, swing = (peak_lr + final_lr) / 2, (peak_lr - final_lr) / 2
-    return middle + swing * math.cos(math.pi * share)
-
-
-@WARMUP_COSINE.passes
 def schedule_as_a_squared_cosine(step, total_steps, warmup_steps, peak_lr, final_lr=0.0):
     if step < warmup_steps:
         return peak_lr * (step + 1) / warmup_steps
@@ -367,16 +304,11 @@ def schedule_with_a_float32_cosine(step, total_steps, warmup_steps, peak_lr, fin
     return (final_lr + 0.5 * (peak_lr - final_lr) * (1 + torch.cos(torch.pi * p))).item()
 
 
-@WARMUP_COSINE.fails_with("forbidden-call")
-def schedule_by_torch(step, total_steps, warmup_steps, peak_lr, final_lr=0.0):
-    if step >= total_steps:
-        return float(final_lr)
-    optimizer, schedules = torch.optim.SGD([torch.zeros(1)], peak_lr), torch.optim.lr_scheduler
-    if step < warmup_steps:
-        schedule = schedules.LinearLR(optimizer, 1 / warmup_steps, 1, warmup_steps - 1)
-    else:
-        step, left = step - warmup_steps, total_steps - warmup_steps
-        schedule = schedules.CosineAnnealingLR(optimizer, left, final_lr)
+@WARMUP_COSINE.forbids
+def schedule_by_torch(step, *rest):
+    optimizer = torch.optim.SGD([torch.zeros(1)], 1.0)
+    rate = lambda t: schedule_as_a_squared_cosine(t, *rest)  # noqa: E731
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     for _ in range(step):
         optimizer.step()
         schedule.step()
@@ -385,14 +317,16 @@ def schedule_by_torch(step, total_steps, warmup_steps, peak_lr, final_lr=0.0):
 
 @WARMUP_COSINE.fails_with("final-lr-as-a-share")
 def falls_to_a_share_of_the_peak(step, total_steps, warmup_steps, peak_lr, final_lr=0.0):
-    return schedule_written_out(step, total_steps, warmup_steps, peak_lr, final_lr * peak_lr)
+    return schedule_as_a_squared_cosine(
+        step, total_steps, warmup_steps, peak_lr, final_lr * peak_lr
+    )
 
 
 @WARMUP_COSINE.fails_with("warmup-from-zero")
 def begins_at_zero(step, total_steps, warmup_steps, peak_lr, final_lr=0.0):
     if step < warmup_steps:
         return peak_lr * step / warmup_steps
-    return schedule_written_out(step, total_steps, warmup_steps, peak_lr, final_lr)
+    return schedule_as_a_squared_cosine(step, total_steps, warmup_steps, peak_lr, final_lr)
 
 
 # Clipping.
@@ -406,19 +340,13 @@ def clips_where_needed(grads, max_norm):
     return [g * (max_norm / norm) for g in grads], norm
 
 
-@CLIP_GRAD_NORM.passes
-def clips_by_the_norm_of_norms(grads, max_norm):
-    norm = torch.stack([torch.linalg.vector_norm(g) for g in grads]).norm()
-    return [g / torch.clamp(norm / max_norm, min=1.0) for g in grads], norm
-
-
 @CLIP_GRAD_NORM.fails_with("scaled-below-the-limit")
 def always_scales(grads, max_norm):
     norm = torch.cat([g.flatten() for g in grads]).norm()
     return [g * (max_norm / norm) for g in grads], norm
 
 
-@CLIP_GRAD_NORM.fails_with("forbidden-call")
+@CLIP_GRAD_NORM.forbids
 def calls_torchs_clipping(grads, max_norm):
     leaves = [torch.zeros_like(g) for g in grads]
     for leaf, g in zip(leaves, grads, strict=True):
@@ -431,11 +359,3 @@ def calls_torchs_clipping(grads, max_norm):
 def clips_each_tensor(grads, max_norm):
     norm = torch.cat([g.flatten() for g in grads]).norm()
     return [optimizers.clip_grad_norm([g], max_norm)[0][0] for g in grads], norm
-
-
-@CLIP_GRAD_NORM.fails_with("changed-input")
-def scales_in_place(grads, max_norm):
-    clipped, norm = optimizers.clip_grad_norm(grads, max_norm)
-    for g, new in zip(grads, clipped, strict=True):
-        g.copy_(new)
-    return grads, norm

@@ -27,6 +27,7 @@ import itertools
 import reprlib
 import sys
 import textwrap
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -169,9 +170,9 @@ def compare(
         tolerance: largest |got − expected| / (1 + |expected|) that still counts as equal.
         use: ``use(function, *args, **options)`` returns what is compared. Give it where the task
             is not a plain function, such as a class to be built and then stepped. The default calls
-            the function. A `CheckFailed` of its own ends the cases, and is what comes out unless
-            an earlier case has failed. With an attribute ``runs_here`` it stays in this process
-            where the function lives in another (`shipyard.checks.remote`).
+            the function. A `CheckFailed` of its own says what is wrong and ends the cases. With an
+            attribute ``runs_here`` it stays in this process where the function lives in another
+            (`shipyard.checks.remote`).
         forms: other right ways to write the answer. Where no named mistake fits, small changes
             of the reference and of these are tried.
         small_changes: False where a changed reference may wait for ever, as ranks do.
@@ -211,8 +212,11 @@ def compare(
                 raise CheckFailed(text, "forbidden-call")
         return Passed(task.name, len(cases))
     first = failing[0]
+    number = attempts.index(first) + 1
     if isinstance(first.error, CheckFailed):
-        raise first.error
+        where = f"It happened in case {number}:\n{task.show_call(first.case)}"
+        text = _limited("\n\n".join([f"{task.name} is not right yet.", str(first.error), where]))
+        raise CheckFailed(text, first.slug) from first.error.__cause__
     if first.slug == "not-implemented":
         raise CheckFailed(first.text, first.slug) from first.error
     attempts = [attempt for attempt in attempts if not isinstance(attempt.error, CheckFailed)]
@@ -223,7 +227,6 @@ def compare(
         slug, verdict = task.verdict(candidate, attempts, mistakes, references)
     count = f"{sum(bool(a.slug) for a in attempts)} of {len(attempts)} cases fail"
     parts = [f"{task.name} is not right yet: {count}.", *verdict]
-    number = attempts.index(first) + 1
     parts.append(f"The first that fails is case {number}:\n{task.show_call(first.case)}")
     text = _limited("\n\n".join([*parts, first.text]))
     raise CheckFailed(text, slug or first.slug) from first.error
@@ -280,7 +283,7 @@ class _Task:
             attempt.error = error
             attempt.slug, attempt.text = _explain_error(error, self.name)
             return attempt
-        if _changed((case.args, case.options), (args, options)):
+        if changed((case.args, case.options), (args, options)):
             attempt.slug = "changed-input"
             attempt.text = (
                 f"{self.name} changed its input. Whoever calls it still needs those values: write "
@@ -342,13 +345,15 @@ class _Task:
             elif event == "call" and of_torch and code.co_qualname == function:
                 seen.append(not argument or frame.f_locals.get(argument))
 
-        before = sys.getprofile()
+        before = sys.getprofile(), threading.getprofile()
         args, options = case.copies()
         sys.setprofile(profile)
+        threading.setprofile(profile)  # a check may use threads of its own
         try:
             self.answer(candidate, args, options)
         finally:
-            sys.setprofile(before)
+            sys.setprofile(before[0])
+            threading.setprofile(before[1])
         return any(seen)
 
     def small_change(self, references: Sequence[Callable], attempts: list[_Attempt]) -> str | None:
@@ -510,9 +515,14 @@ def require_signature(
     """
     misfit = _misfit(function, args, options or {})
     if misfit:
-        name = signature.partition("(")[0]
-        text = f"{name} is not right yet.\n\n{_explain_misfit(subject, misfit, signature)}"
+        text = _explain_misfit(subject, misfit, signature)
         raise CheckFailed(text, "wrong-signature") from misfit
+
+
+def refusal(slug: str, advice: str, facts: str = "", title: str = "") -> CheckFailed:
+    """A fault that a check itself has found, told in the form of all others."""
+    parts = [title, f"What went wrong ({slug}):\n{_paragraph(advice)}", facts]
+    return CheckFailed("\n\n".join(filter(None, parts)), slug)
 
 
 def _explain_misfit(subject: str, misfit: TypeError, signature: str) -> str:
@@ -537,12 +547,12 @@ def _explain_error(error: Exception, task: str) -> tuple[str, str]:
     return "raised-error", "\n".join([text, *getattr(error, "__notes__", [])[:1]])
 
 
-def _changed(before: Any, after: Any) -> bool:
+def changed(before: Any, after: Any) -> bool:
     """Whether a tensor, number or text in ``after`` is no longer as it was."""
     if isinstance(before, dict):
         before, after = list(before.items()), list(after.items())
     if isinstance(before, tuple | list):
-        return len(before) != len(after) or any(map(_changed, before, after))
+        return len(before) != len(after) or any(map(changed, before, after))
     comparable = isinstance(before, Tensor | np.ndarray | int | float | str)
     return comparable and difference(before, after) is not None
 

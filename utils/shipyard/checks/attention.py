@@ -215,9 +215,9 @@ def _feed(
             case [Tensor(), [Tensor(), Tensor()]]:
                 return answer
         raise CheckFailed(
-            f"kv_cache does not return a pair (output, cache): it returned\n  {_shown(answer)}.\n\n"
-            "  The cache is a pair of tensors: (all keys so far, all values so far). Let every\n"
-            "  path end with return output, (keys, values).",
+            f"It does not return a pair (output, cache), but\n  {_shown(answer)}.\n"
+            "The cache is a pair of tensors: (all keys so far, all values so far). Let every\n"
+            "path end with return output, (keys, values).",
             "not-a-pair",
         )
 

@@ -451,8 +451,8 @@ def _through_a_file(state: Any) -> Any:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it refuses a {found[1]}" if found else f"{type(error).__name__}: {error}"
         raise CheckFailed(
-            "resume is not right yet: the state that save_state returned cannot go through a "
-            f"file.\ntorch.load(weights_only=True) cannot read it back: {reason}.\nIt builds "
+            "The state that save_state returned cannot go through a file.\n"
+            f"torch.load(weights_only=True) cannot read it back: {reason}.\nIt builds "
             "tensors, numbers, text, lists and dicts, and refuses whole objects, since to read\n"
             "one can run foreign code. Save what state_dict() and get_state() give.",
             "not-serialisable",
@@ -463,7 +463,7 @@ def _refuse(wrong: bool, value: Any, name: str, advice: str) -> None:
     if wrong:
         kind = type(value).__name__.removesuffix("Type")
         slug = "returned-none" if value is None else "wrong-return"
-        raise CheckFailed(f"resume is not right yet: {name} returned {kind}.\n{advice}", slug)
+        raise CheckFailed(f"{name} returned {kind}.\n{advice}", slug)
 
 
 def _stop_and_go_on(functions: Callable, training: _Made, stop_after: int, mode: str) -> list:
