@@ -9,19 +9,21 @@ learner would write them, and not with the code of the check's own `Mistake`s:
     CONV2D = Task()
     TASKS = {"conv2d": CONV2D}
 
-    @CONV2D.fails_with("flipped-kernel")
-    def turns_the_kernel_first(x, weight, ...):
-        ...
-
     @CONV2D.passes
     def shifts_and_adds(x, weight, ...):
         ...
 
+    @CONV2D.fails_with("channels-not-summed")
+    def overwrites_in_the_channel_loop(x, weight, ...):
+        ...
+
+    CONV2D.fails_with("flipped-kernel", lambda x, weight: shifts_and_adds(x, weight.flip(2, 3)))
     CONV2D.forbids(F.conv2d)
 
 ``tests/test_checks.py`` finds the module by itself, and then demands:
 
-- that every check of the lab has a task here, with at least 2 wrong and 2 correct answers;
+- that every check of the lab has a task here, with at least 2 wrong and 2 correct answers (a form
+  that the check knows, ``forms=``, is one of these);
 - that every wrong answer fails with its diagnosis, and every correct one passes;
 - that the untouched stub fails with "not-implemented";
 - that every `Mistake` in the code of a check is made by an answer here;
@@ -61,25 +63,28 @@ class Task:
     correct: dict[str, Callable] = field(default_factory=dict)
     stub: Callable = not_written
 
-    def fails_with(self, diagnosis: str) -> Callable:
-        """Decorator: this function is wrong, and the check must say so with ``diagnosis``."""
-
-        def add(function: Callable) -> Callable:
-            assert function.__name__ not in self.wrong, f"{function.__name__} is there twice"
-            self.wrong[function.__name__] = (function, diagnosis)
-            return function
-
-        return add
+    def fails_with(self, diagnosis: str, function: Callable | None = None) -> Callable:
+        """This function, or as a decorator the one below, is wrong: the check says how."""
+        if function is None:
+            return functools.partial(self.fails_with, diagnosis)
+        self.wrong[unused_name(function, self.wrong, diagnosis)] = (function, diagnosis)
+        return function
 
     def forbids(self, function: Callable) -> Callable:
-        """Decorator: this function is right, but calls what the task does without."""
-        return self.fails_with("forbidden-call")(function)
+        """This function is right, but calls what the task does without. Also a decorator."""
+        return self.fails_with("forbidden-call", function)
 
     def passes(self, function: Callable) -> Callable:
-        """Decorator: this function is another correct form."""
-        assert function.__name__ not in self.correct, f"{function.__name__} is there twice"
-        self.correct[function.__name__] = function
+        """This function is another correct form. Also a decorator."""
+        self.correct[unused_name(function, self.correct, f"form-{len(self.correct)}")] = function
         return function
+
+
+def unused_name(function: Callable, names: dict, otherwise: str) -> str:
+    name = getattr(function, "__name__", "<lambda>")
+    name = otherwise if name == "<lambda>" else name
+    assert name not in names, f"{name} is there twice"
+    return name
 
 
 # --- cheats: each makes a wrong answer of a correct form ------------------------------------------

@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from shipyard import convolution
 from wrong_answers import Task
 
-NUMBERS = "changes_its_input computes_in_float32 looks_at_sizes_alone"
 TASKS = {
-    "output_size": (OUTPUT_SIZE := Task(spared=NUMBERS)),
+    "output_size": (OUTPUT_SIZE := Task()),
     "im2col": (IM2COL := Task()),
     "conv2d": (CONV2D := Task()),
-    "conv2d_backward": (BACKWARD := Task(spared="takes_one_argument_less")),
+    "conv2d_backward": (BACKWARD := Task()),
     "max_pool2d": (MAX_POOL := Task()),
     "avg_pool2d": (AVG_POOL := Task()),
 }
@@ -35,6 +34,12 @@ def zero_pad(x, padding):
 # The size of the output.
 
 
+@OUTPUT_SIZE.passes
+def counts_the_starts(size, kernel_size, stride=1, padding=0, dilation=1):
+    last_start = size + 2 * padding - dilation * (kernel_size - 1) - 1
+    return sum(1 for start in range(last_start + 1) if start % stride == 0)
+
+
 @OUTPUT_SIZE.fails_with("rounded-to-nearest")
 def rounds(size, kernel_size, stride=1, padding=0, dilation=1):
     effective = kernel_size + (kernel_size - 1) * (dilation - 1)
@@ -43,7 +48,7 @@ def rounds(size, kernel_size, stride=1, padding=0, dilation=1):
 
 @OUTPUT_SIZE.fails_with("padding-ignored")
 def forgets_padding(size, kernel_size, stride=1, padding=0, dilation=1):
-    return len(range(0, size - dilation * (kernel_size - 1), stride))
+    return counts_the_starts(size, kernel_size, stride, 0, dilation)
 
 
 @OUTPUT_SIZE.forbids
@@ -52,47 +57,7 @@ def asks_torch(size, kernel_size, stride=1, padding=0, dilation=1):
     return F.conv1d(x, weight, None, stride, padding, dilation).shape[2]
 
 
-@OUTPUT_SIZE.passes
-def counts_the_starts(size, kernel_size, stride=1, padding=0, dilation=1):
-    last_start = size + 2 * padding - dilation * (kernel_size - 1) - 1
-    return sum(1 for start in range(last_start + 1) if start % stride == 0)
-
-
 # Windows as columns.
-
-
-@IM2COL.fails_with("reshape-without-permute")
-def reshapes_a_stack(x, kernel_size, stride=1, padding=0):
-    columns = cuts_windows_out(x, kernel_size, stride, padding).mT.contiguous()
-    per_window = columns.unflatten(2, (x.shape[1], -1)).transpose(1, 2)
-    return per_window.reshape(len(x), columns.shape[2], columns.shape[1])
-
-
-@IM2COL.fails_with("windows-as-rows")
-def stacks_along_the_first_axis(x, kernel_size, stride=1, padding=0):
-    columns = cuts_windows_out(x, kernel_size, stride, padding)
-    return torch.stack(list(columns.unbind(2)), dim=1)
-
-
-@IM2COL.fails_with("wrong-dtype")
-def fills_float64_zeros(x, kernel_size, stride=1, padding=0):
-    columns = cuts_windows_out(x, kernel_size, stride, padding)
-    return torch.zeros(columns.shape, dtype=torch.float64) + columns
-
-
-@IM2COL.forbids
-def calls_unfold(x, kernel_size, stride=1, padding=0):
-    return F.unfold(x, kernel_size, stride=stride, padding=padding)
-
-
-@IM2COL.passes
-def cuts_windows_out(x, kernel_size, stride=1, padding=0):
-    (k_h, k_w), (s_h, s_w), x = pair(kernel_size), pair(stride), zero_pad(x, padding)
-    columns = []
-    for top in range(0, x.shape[2] - k_h + 1, s_h):
-        for left in range(0, x.shape[3] - k_w + 1, s_w):
-            columns.append(x[:, :, top : top + k_h, left : left + k_w].flatten(1))
-    return torch.stack(columns, dim=2)
 
 
 @IM2COL.passes
@@ -104,24 +69,19 @@ def gathers_by_index(x, kernel_size, stride=1, padding=0):
     return found.flatten(4).flatten(1, 3)
 
 
+@IM2COL.fails_with("reshape-without-permute")
+def reshapes_a_stack(x, kernel_size, stride=1, padding=0):
+    columns = gathers_by_index(x, kernel_size, stride, padding)
+    per_window = columns.mT.unflatten(2, (x.shape[1], -1)).transpose(1, 2)
+    return per_window.reshape(columns.shape)
+
+
+IM2COL.fails_with("windows-as-rows", lambda x, **more: gathers_by_index(x, **more).mT)
+IM2COL.fails_with("wrong-dtype", lambda x, **more: gathers_by_index(x, **more).double())
+IM2COL.forbids(F.unfold)
+
+
 # Convolution, forward.
-
-
-CONV2D.forbids(F.conv2d)
-
-
-@CONV2D.fails_with("flipped-kernel")
-def rotates_the_weight(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    weight = torch.rot90(weight, 2, dims=(2, 3))
-    return shifts_and_adds(x, weight, bias, stride, padding, dilation, groups)
-
-
-@CONV2D.fails_with("channels-not-summed")
-def overwrites_in_the_channel_loop(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    n = x.shape[1] // groups
-    for c in range(n):
-        y = shifts_and_adds(x[:, c::n], weight[:, [c]], bias, stride, padding, dilation, groups)
-    return y
 
 
 @CONV2D.passes
@@ -139,19 +99,54 @@ def shifts_and_adds(x, weight, bias=None, stride=1, padding=0, dilation=1, group
     return y if bias is None else y + bias[:, None, None]
 
 
+@CONV2D.fails_with("channels-not-summed")
+def overwrites_in_the_channel_loop(x, weight, bias=None, **more):
+    n = weight.shape[1]
+    for c in range(n):
+        y = shifts_and_adds(x[:, c::n], weight[:, [c]], bias, **more)
+    return y
+
+
+CONV2D.fails_with(
+    "flipped-kernel", lambda x, w, *bias, **more: shifts_and_adds(x, w.flip(2, 3), *bias, **more)
+)
+CONV2D.forbids(F.conv2d)
+
+
 # Convolution, backward.
+
+
+def window_by_window(grad_output, x, weight, stride, padding, kept=1):
+    """The gradients of the padded x, of the weight and of the bias."""
+    (s_h, s_w), (k_h, k_w), x = pair(stride), weight.shape[2:], zero_pad(x, padding)
+    grad_x, grad_weight = torch.zeros_like(x), torch.zeros_like(weight)
+    for h in range(grad_output.shape[2]):
+        for w in range(grad_output.shape[3]):
+            rows, cols = slice(h * s_h, h * s_h + k_h), slice(w * s_w, w * s_w + k_w)
+            g = grad_output[:, :, h, w]
+            part = torch.einsum("no,ocij->ncij", g, weight)
+            grad_x[:, :, rows, cols] = kept * grad_x[:, :, rows, cols] + part
+            grad_weight += torch.einsum("no,ncij->ocij", g, x[:, :, rows, cols])
+    return grad_x, grad_weight, grad_output.sum((0, 2, 3))
+
+
+@BACKWARD.passes
+def crops_the_gradient(grad_output, x, weight, stride=1, padding=0):
+    grad_x, *others = window_by_window(grad_output, x, weight, stride, padding)
+    return F.pad(grad_x, [-p for p in pair(padding)[::-1] for _ in range(2)]), *others
 
 
 @BACKWARD.fails_with("empty-without-padding")
 def cuts_to_a_negative_end(grad_output, x, weight, stride=1, padding=0):
     p_h, p_w = pair(padding)
-    grad_x, *others = window_by_window(grad_output, zero_pad(x, padding), weight, stride)
+    grad_x, *others = window_by_window(grad_output, x, weight, stride, padding)
     return grad_x[..., p_h:-p_h, p_w:-p_w], *others
 
 
 @BACKWARD.fails_with("overlaps-overwritten")
 def assigns_instead_of_adding(grad_output, x, weight, stride=1, padding=0):
-    return window_by_window(grad_output, x, weight, stride, padding, kept=0)
+    grad_x, *others = window_by_window(grad_output, x, weight, stride, padding, kept=0)
+    return F.pad(grad_x, [-p for p in pair(padding)[::-1] for _ in range(2)]), *others
 
 
 @BACKWARD.forbids
@@ -161,27 +156,7 @@ def asks_autograd(grad_output, x, weight, stride=1, padding=0):
     return *torch.autograd.grad(y, (x, weight), grad_output), grad_output.sum((0, 2, 3))
 
 
-@BACKWARD.passes
-def window_by_window(grad_output, x, weight, stride=1, padding=0, kept=1):
-    (s_h, s_w), (p_h, p_w), (k_h, k_w) = pair(stride), pair(padding), weight.shape[2:]
-    padded = zero_pad(x, padding)
-    grad_x, grad_weight = torch.zeros_like(padded), torch.zeros_like(weight)
-    for h in range(grad_output.shape[2]):
-        for w in range(grad_output.shape[3]):
-            rows, cols = slice(h * s_h, h * s_h + k_h), slice(w * s_w, w * s_w + k_w)
-            g = grad_output[:, :, h, w]
-            part = torch.einsum("no,ocij->ncij", g, weight)
-            grad_x[:, :, rows, cols] = kept * grad_x[:, :, rows, cols] + part
-            grad_weight += torch.einsum("no,ncij->ocij", g, padded[:, :, rows, cols])
-    grad_x = grad_x[:, :, p_h : p_h + x.shape[2], p_w : p_w + x.shape[3]]
-    return grad_x, grad_weight, grad_output.sum((0, 2, 3))
-
-
 # Pooling.
-
-
-MAX_POOL.forbids(F.max_pool2d)
-AVG_POOL.forbids(F.avg_pool2d)
 
 
 def pooled(x, kernel_size, stride, padding, value, reduce):
@@ -194,6 +169,11 @@ def pooled(x, kernel_size, stride, padding, value, reduce):
     return values.unflatten(2, (len(tops), len(lefts)))
 
 
+@MAX_POOL.passes
+def pads_with_the_smallest_element(x, kernel_size, stride=None, padding=0):
+    return pooled(x, kernel_size, stride, padding, x.min().item(), torch.amax)
+
+
 @MAX_POOL.fails_with("padded-with-small-number")
 def pads_with_minus_hundred(x, kernel_size, stride=None, padding=0):
     return pooled(x, kernel_size, stride, padding, -100, torch.amax)
@@ -204,9 +184,12 @@ def takes_the_mean(x, kernel_size, stride=None, padding=0):
     return pooled(x, kernel_size, stride, padding, 0, torch.mean)
 
 
-@MAX_POOL.passes
-def pads_with_the_smallest_element(x, kernel_size, stride=None, padding=0):
-    return pooled(x, kernel_size, stride, padding, x.min().item(), torch.amax)
+@AVG_POOL.passes
+def convolves_with_a_constant(x, kernel_size, stride=None, padding=0):
+    (k_h, k_w), channels = pair(kernel_size), x.shape[1]
+    stride = kernel_size if stride is None else stride
+    weight = torch.full((channels, 1, k_h, k_w), 1 / (k_h * k_w), dtype=x.dtype)
+    return shifts_and_adds(x, weight, None, stride, padding, groups=channels)
 
 
 @AVG_POOL.fails_with("padding-not-counted")
@@ -215,14 +198,10 @@ def divides_by_the_real_elements(x, kernel_size, stride=None, padding=0):
 
 
 @AVG_POOL.fails_with("padding-on-one-side")
-def averages_with_a_border_on_two_sides(x, kernel_size, stride=None, padding=0):
+def has_a_border_on_two_sides(x, kernel_size, stride=None, padding=0):
     p_h, p_w = pair(padding)
-    return pooled(F.pad(x, (2 * p_w, 0, 2 * p_h, 0)), kernel_size, stride, 0, 0.0, torch.mean)
+    return takes_the_mean(F.pad(x, (2 * p_w, 0, 2 * p_h, 0)), kernel_size, stride)
 
 
-@AVG_POOL.passes
-def convolves_with_a_constant(x, kernel_size, stride=None, padding=0):
-    (k_h, k_w), channels = pair(kernel_size), x.shape[1]
-    stride = kernel_size if stride is None else stride
-    weight = torch.full((channels, 1, k_h, k_w), 1 / (k_h * k_w), dtype=x.dtype)
-    return shifts_and_adds(x, weight, None, stride, padding, groups=channels)
+MAX_POOL.forbids(F.max_pool2d)
+AVG_POOL.forbids(F.avg_pool2d)

@@ -19,24 +19,6 @@ TASKS = {
 # The plain cell.
 
 
-RNN_CELL.forbids(torch.rnn_tanh_cell)
-
-
-@RNN_CELL.fails_with("another-activation")
-def squashes_with_sigmoid(x, h, w_ih, w_hh, b_ih, b_hh):
-    return 1 / (1 + torch.exp(-(x @ w_ih.T + b_ih + h @ w_hh.T + b_hh)))
-
-
-@RNN_CELL.fails_with("w_hh-not-transposed")
-def multiplies_from_the_wrong_side(x, h, w_ih, w_hh, b_ih, b_hh):
-    return torch.tanh(x @ w_ih.T + b_ih + h @ w_hh + b_hh)
-
-
-@RNN_CELL.fails_with("raised-error")
-def forgets_to_transpose(x, h, w_ih, w_hh, b_ih, b_hh):
-    return torch.tanh(x @ w_ih + b_ih + h @ w_hh + b_hh)
-
-
 @RNN_CELL.passes
 def multiplies_once(x, h, w_ih, w_hh, b_ih, b_hh):
     both = torch.cat([x, h], dim=1)
@@ -49,11 +31,35 @@ def writes_tanh_out(x, h, w_ih, w_hh, b_ih, b_hh):
     return 2 * torch.sigmoid(2 * (a + b_ih + b_hh)) - 1
 
 
+@RNN_CELL.fails_with("another-activation")
+def squashes_with_sigmoid(x, h, w_ih, w_hh, b_ih, b_hh):
+    return 1 / (1 + torch.exp(-(x @ w_ih.T + b_ih + h @ w_hh.T + b_hh)))
+
+
+@RNN_CELL.fails_with("w_hh-not-transposed")
+def multiplies_from_the_wrong_side(x, h, w_ih, w_hh, b_ih, b_hh):
+    return torch.tanh(x @ w_ih.T + b_ih + h @ w_hh + b_hh)
+
+
+RNN_CELL.forbids(torch.rnn_tanh_cell)
+
+
 # The LSTM cell.
 
 
 LSTM_CELL.passes(recurrent.lstm_cell)
-LSTM_CELL.forbids(torch.lstm_cell)
+
+
+@LSTM_CELL.passes
+def computes_gate_by_gate(x, state, w_ih, w_hh, b_ih, b_hh):
+    h, c = state
+
+    def part(k):
+        rows = slice(k * c.shape[1], (k + 1) * c.shape[1])
+        return x @ w_ih[rows].T + b_ih[rows] + h @ w_hh[rows].T + b_hh[rows]
+
+    new = torch.sigmoid(part(1)) * c + torch.sigmoid(part(0)) * torch.tanh(part(2))
+    return [torch.sigmoid(part(3)) * torch.tanh(new), new]
 
 
 @LSTM_CELL.fails_with("tanh-on-gates")
@@ -66,43 +72,13 @@ def uses_tanh_everywhere(x, state, w_ih, w_hh, b_ih, b_hh):
 
 @LSTM_CELL.fails_with("h-and-c-swapped")
 def has_c_first_throughout(x, state, *weights):
-    h, c = computes_gate_by_gate(x, state[::-1], *weights)
-    return c, h
+    return computes_gate_by_gate(x, state[::-1], *weights)[::-1]
 
 
-@LSTM_CELL.passes
-def computes_gate_by_gate(x, state, w_ih, w_hh, b_ih, b_hh):
-    h, c = state
-    n = c.shape[1]
-
-    def part(k):
-        rows = slice(k * n, (k + 1) * n)
-        return x @ w_ih[rows].T + b_ih[rows] + h @ w_hh[rows].T + b_hh[rows]
-
-    new = torch.sigmoid(part(1)) * c + torch.sigmoid(part(0)) * torch.tanh(part(2))
-    return [torch.sigmoid(part(3)) * torch.tanh(new), new]
+LSTM_CELL.forbids(torch.lstm_cell)
 
 
 # The GRU cell.
-
-
-GRU_CELL.forbids(torch.gru_cell)
-
-
-@GRU_CELL.fails_with("reset-before-product")
-def follows_the_paper(x, h, w_ih, w_hh, b_ih, b_hh):
-    w_r, w_z, w_n = w_hh.chunk(3)
-    b_r, b_z, b_n = b_hh.chunk(3)
-    x_r, x_z, x_n = (x @ w_ih.T + b_ih).chunk(3, 1)
-    r = torch.sigmoid(x_r + h @ w_r.T + b_r)
-    z = torch.sigmoid(x_z + h @ w_z.T + b_z)
-    n = torch.tanh(x_n + (r * h) @ w_n.T + b_n)
-    return (1 - z) * n + z * h
-
-
-@GRU_CELL.fails_with("reset-without-bias")
-def resets_the_product_alone(x, h, w_ih, w_hh, b_ih, b_hh):
-    return moves_towards_the_candidate(x, h, w_ih, w_hh, b_ih + b_hh, 0 * b_hh)
 
 
 @GRU_CELL.passes
@@ -116,8 +92,7 @@ def moves_towards_the_candidate(x, h, w_ih, w_hh, b_ih, b_hh):
 
 @GRU_CELL.passes
 def goes_row_by_row(x, h, w_ih, w_hh, b_ih, b_hh):
-    size = h.shape[1]
-    rows = []
+    size, rows = h.shape[1], []
     for x_row, h_row in zip(x, h, strict=True):
         a, b = w_ih @ x_row + b_ih, w_hh @ h_row + b_hh
         r, z = torch.sigmoid(a + b)[: 2 * size].split(size)
@@ -126,27 +101,49 @@ def goes_row_by_row(x, h, w_ih, w_hh, b_ih, b_hh):
     return torch.stack(rows)
 
 
+@GRU_CELL.fails_with("reset-before-product")
+def follows_the_paper(x, h, w_ih, w_hh, b_ih, b_hh):
+    parts = zip(w_ih.chunk(3), w_hh.chunk(3), b_ih.chunk(3), b_hh.chunk(3), strict=True)
+    r, z, n = (lambda h, u=u, w=w, b=b, d=d: x @ u.T + b + h @ w.T + d for u, w, b, d in parts)
+    z = torch.sigmoid(z(h))
+    return (1 - z) * torch.tanh(n(torch.sigmoid(r(h)) * h)) + z * h
+
+
+@GRU_CELL.fails_with("reset-without-bias")
+def resets_the_product_alone(x, h, w_ih, w_hh, b_ih, b_hh):
+    return moves_towards_the_candidate(x, h, w_ih, w_hh, b_ih + b_hh, 0 * b_hh)
+
+
+GRU_CELL.forbids(torch.gru_cell)
+
+
 # The LSTM over a sequence.
+
+
+@LSTM_SEQUENCE.passes
+def unrolls(x, state, *weights):
+    return recurrent.unroll(recurrent.lstm_cell, x, state, weights)
+
+
+@LSTM_SEQUENCE.passes
+def fills_a_tensor(x, state, *weights):
+    outputs = x.new_empty(*x.shape[:2], state[0].shape[1])
+    for t in range(x.shape[1]):
+        state = computes_gate_by_gate(x[:, t], state, *weights)
+        outputs[:, t] = state[0]
+    return outputs, state
 
 
 @LSTM_SEQUENCE.fails_with("batch-and-time-swapped")
 def walks_along_the_batch(x, state, *weights):
-    outputs = []
-    for x_t in x:
-        state = torch.lstm_cell(x_t, state, *weights)
-        outputs.append(state[0])
-    return torch.stack(outputs, 1), state
+    outputs, state = unrolls(x.transpose(0, 1), state, *weights)
+    return outputs, state
 
 
 @LSTM_SEQUENCE.fails_with("read-backwards")
 def reads_from_the_end(x, state, *weights):
     outputs, state = unrolls(x.flip(1), state, *weights)
     return outputs.flip(1), state
-
-
-@LSTM_SEQUENCE.passes
-def unrolls(x, state, *weights):
-    return recurrent.unroll(recurrent.lstm_cell, x, state, weights)
 
 
 @LSTM_SEQUENCE.forbids
@@ -156,20 +153,23 @@ def calls_torchs_lstm(x, state, *weights):
     return outputs, (h[0], c[0])
 
 
-@LSTM_SEQUENCE.passes
-def fills_a_tensor(x, state, w_ih, w_hh, b_ih, b_hh):
-    h, c = state
-    parts = x @ w_ih.T + b_ih + b_hh  # the input's part of all steps at once
-    outputs = x.new_empty(*x.shape[:2], h.shape[1])
-    for t in range(x.shape[1]):
-        i, f, g, o = (parts[:, t] + h @ w_hh.T).chunk(4, 1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
-        outputs[:, t] = h
-    return outputs, [h, c]
-
-
 # Lengths.
+
+
+@MASKED_LENGTHS.passes
+def unrolls_as_far_as_it_goes(x, state, lengths, *weights):
+    return recurrent.unroll(recurrent.lstm_cell, x, state, weights, lengths)
+
+
+@MASKED_LENGTHS.passes
+def reads_one_sequence_at_a_time(x, state, lengths, *weights):
+    outputs, finals = x.new_zeros(*x.shape[:2], state[0].shape[1]), []
+    for n, length in enumerate(lengths.tolist()):
+        one = (state[0][n : n + 1], state[1][n : n + 1])
+        outputs[n, :length], one = unrolls(x[n : n + 1, :length], one, *weights)
+        finals.append(one)
+    h, c = zip(*finals, strict=True)
+    return outputs, (torch.cat(h), torch.cat(c))
 
 
 @MASKED_LENGTHS.fails_with("state-not-frozen")
@@ -180,9 +180,8 @@ def masks_the_outputs_only(x, state, lengths, *weights):
 
 
 @MASKED_LENGTHS.fails_with("outputs-cut-short")
-def packs_without_the_total_length(x, state, lengths, *weights):
-    outputs, state = packs(x, state, lengths, *weights)
-    return outputs[:, : lengths.max()], state
+def stops_with_the_longest(x, state, lengths, *weights):
+    return unrolls_as_far_as_it_goes(x[:, : lengths.max()], state, lengths, *weights)
 
 
 @MASKED_LENGTHS.forbids
@@ -199,23 +198,6 @@ def packs(x, state, lengths, *weights):
     return outputs, (h[0], c[0])
 
 
-@MASKED_LENGTHS.passes
-def unrolls_as_far_as_it_goes(x, state, lengths, *weights):
-    return recurrent.unroll(recurrent.lstm_cell, x, state, weights, lengths)
-
-
-@MASKED_LENGTHS.passes
-def reads_one_sequence_at_a_time(x, state, lengths, *weights):
-    outputs = x.new_zeros(*x.shape[:2], state[0].shape[1])
-    finals = []
-    for n, length in enumerate(lengths.tolist()):
-        one = (state[0][n : n + 1], state[1][n : n + 1])
-        outputs[n, :length], one = unrolls(x[n : n + 1, :length], one, *weights)
-        finals.append(one)
-    h, c = zip(*finals, strict=True)
-    return outputs, (torch.cat(h), torch.cat(c))
-
-
 # Back-propagation through time.
 
 
@@ -230,12 +212,21 @@ def right_deltas(grad_outputs, x, h0, w_ih, w_hh, b_ih, b_hh):
     return torch.stack(h, 1), torch.stack(deltas[::-1], 1), later
 
 
-@RNN_BPTT.fails_with("first-state-left-out")
-def begins_with_the_second_step(grad_outputs, x, h0, *weights):
+@RNN_BPTT.passes
+def adds_up_by_einsum(grad_outputs, x, h0, *weights, first=0):
     h, delta, d_h0 = right_deltas(grad_outputs, x, h0, *weights)
     d_ih = torch.einsum("nth,nti->hi", delta, x)
-    d_hh = torch.einsum("nth,nti->hi", delta[:, 1:], h[:, 1:-1])
+    d_hh = torch.einsum("nth,nti->hi", delta[:, first:], h[:, first:-1])
     return delta @ weights[0], d_h0, d_ih, d_hh, delta.sum((0, 1)), delta.sum((0, 1))
+
+
+@RNN_BPTT.passes
+def sums_flattened_rows(grad_outputs, x, h0, w_ih, w_hh, b_ih, b_hh):
+    h, delta, d_h0 = right_deltas(grad_outputs, x, h0, w_ih, w_hh, b_ih, b_hh)
+    rows = delta.flatten(0, 1)
+    d_b = rows.sum(0)
+    d_ih, d_hh = rows.T @ x.flatten(0, 1), rows.T @ h[:, :-1].flatten(0, 1)
+    return delta @ w_ih, d_h0, d_ih, d_hh, d_b, d_b
 
 
 @RNN_BPTT.fails_with("averaged-over-time")
@@ -251,20 +242,4 @@ def asks_autograd(grad_outputs, x, h0, *weights):
     return list(torch.autograd.grad((states[:, 1:] * grad_outputs).sum(), inputs))
 
 
-@RNN_BPTT.passes
-def adds_up_step_by_step(grad_outputs, x, h0, w_ih, w_hh, b_ih, b_hh):
-    h, delta, d_h0 = right_deltas(grad_outputs, x, h0, w_ih, w_hh, b_ih, b_hh)
-    d_ih, d_hh, d_b = 0, 0, 0
-    for t in range(x.shape[1]):
-        d_ih, d_hh = d_ih + delta[:, t].T @ x[:, t], d_hh + delta[:, t].T @ h[:, t]
-        d_b = d_b + delta[:, t].sum(0)
-    return delta @ w_ih, d_h0, d_ih, d_hh, d_b, d_b.clone()
-
-
-@RNN_BPTT.passes
-def sums_flattened_rows(grad_outputs, x, h0, *weights):
-    h, delta, d_h0 = right_deltas(grad_outputs, x, h0, *weights)
-    rows = delta.flatten(0, 1)
-    d_b = rows.sum(0)
-    d_ih, d_hh = rows.T @ x.flatten(0, 1), rows.T @ h[:, :-1].flatten(0, 1)
-    return delta @ weights[0], d_h0, d_ih, d_hh, d_b, d_b
+RNN_BPTT.fails_with("first-state-left-out", lambda *given: adds_up_by_einsum(*given, first=1))

@@ -7,18 +7,18 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.transforms.functional import normalize
 
 from shipyard import metrics
 from wrong_answers import CHEATS, Task
 
-NUMBERS = "changes_its_input computes_in_float32 looks_at_sizes_alone"
 TASKS = {
-    "normalize": (NORMALIZE := Task(spared="computes_in_float32")),
-    "flatten_size": (FLATTEN_SIZE := Task(spared=f"{NUMBERS} takes_one_argument_less")),
+    "normalize": (NORMALIZE := Task()),
+    "flatten_size": (FLATTEN_SIZE := Task()),
     "label_smoothing": (LABEL_SMOOTHING := Task(spared="changes_its_input computes_in_float32")),
     "train_step": (TRAIN_STEP := Task(spared="computes_in_float32")),
     "evaluate": (EVALUATE := Task(spared="computes_in_float32")),
-    "confusion_matrix": (CONFUSION_MATRIX := Task(spared="computes_in_float32")),
+    "confusion_matrix": (CONFUSION_MATRIX := Task()),
     "resume": (RESUME := Task(spared=" ".join(cheat.__name__ for cheat in CHEATS))),
 }
 
@@ -26,16 +26,13 @@ TASKS = {
 # Bytes to floats.
 
 
+NORMALIZE.passes(lambda images, mean, std: normalize(images / 255, mean.tolist(), std.tolist()))
+
+
 @NORMALIZE.passes
 def normalizes_in_one_product(images, mean, std):
     scale, shift = 1 / (255 * std), mean / std
     return images * scale[:, None, None] - shift[:, None, None]
-
-
-@NORMALIZE.passes
-def normalizes_with_channels_last_and_back(images, mean, std):
-    x = images.permute(0, 2, 3, 1).float().div_(255).sub_(mean).div_(std)
-    return x.permute(0, 3, 1, 2)
 
 
 @NORMALIZE.fails_with("statistics-of-the-batch")
@@ -108,15 +105,6 @@ def gives_probabilities_to_cross_entropy(logits, labels, epsilon):
     return F.cross_entropy(logits, q)
 
 
-@LABEL_SMOOTHING.passes
-def smooths_in_a_loop(logits, labels, epsilon):
-    total = 0
-    for z, y in zip(logits, labels, strict=True):
-        log_p = z - z.logsumexp(0)
-        total = total - (1 - epsilon) * log_p[y] - epsilon * log_p.sum() / len(z)
-    return total / len(logits)
-
-
 @LABEL_SMOOTHING.fails_with("spread-over-the-others")
 def shares_among_the_others(logits, labels, epsilon):
     k = logits.shape[1]
@@ -134,7 +122,7 @@ def writes_softmax_out(logits, labels, epsilon):
 
 @LABEL_SMOOTHING.fails_with("axis-of-one")
 def keeps_an_axis(logits, labels, epsilon):
-    return smooths_in_a_loop(logits, labels, epsilon).reshape(1)
+    return gives_probabilities_to_cross_entropy(logits, labels, epsilon).reshape(1)
 
 
 @LABEL_SMOOTHING.forbids
@@ -171,12 +159,10 @@ def asks_autograd_for_the_gradients(model, images, labels, optimizer):
 
 @TRAIN_STEP.fails_with("left-in-eval-mode")
 def switches_only_the_outer_module(model, images, labels, optimizer):
-    model.training = True
-    optimizer.zero_grad()
-    loss = F.cross_entropy(model(images), labels)
-    loss.backward()
-    optimizer.step()
-    return loss.item()
+    train, model.train = model.train, lambda: setattr(model, "training", True)
+    loss = asks_autograd_for_the_gradients(model, images, labels, optimizer)
+    model.train = train
+    return loss
 
 
 MADE = {}
@@ -194,8 +180,7 @@ def keeps_an_optimizer_of_its_own(model, images, labels, optimizer):
 
 @EVALUATE.passes
 def asks_the_package(model, loader):
-    found = metrics.evaluate(model, loader)
-    return found.loss, found.accuracy
+    return (found := metrics.evaluate(model, loader)).loss, found.accuracy
 
 
 @EVALUATE.passes
@@ -228,12 +213,6 @@ def switches_gradients_off_for_good(model, loader):
 
 
 CONFUSION_MATRIX.passes(metrics.confusion_matrix)
-
-
-@CONFUSION_MATRIX.passes
-def counts_with_index_put(predictions, labels, classes):
-    matrix = labels.new_zeros(classes, classes)
-    return matrix.index_put_((labels, predictions), torch.ones_like(labels), accumulate=True)
 
 
 @CONFUSION_MATRIX.fails_with("repeats-lost")

@@ -6,15 +6,17 @@ reference's. Where one differs, it asks whether a known mistake would give the s
     def area(height, width):
         return height * width
 
-    def check_area(candidate):
-        return compare(candidate, reference=area, cases=[Case(2, 3), Case(5, 7)])
+    @check(area)
+    def check_area():
+        return [Case(2, 3), Case(5, 7)]
 
 The mistakes stand in a catalogue, ``mistakes/<subject>.md``, as edits of the reference's source
 (see `shipyard.checks.catalogue`). One that no edit can express is a `Mistake`: a wrong answer as
 code, together with the advice that mends it.
 
-A check returns `Passed` or raises `CheckFailed`. `compare` judges answers, never how they were
-made; a check that judges the method too (messages sent, calls made) brings its own counters.
+A check returns `Passed` or raises `CheckFailed`. `compare`, which does the work, judges answers,
+never how they were made; a check that judges the method too (messages sent, calls made) calls it
+by itself and brings its own counters.
 """
 
 from __future__ import annotations
@@ -142,6 +144,34 @@ def draws(seed: int) -> Callable[..., Tensor]:
     return lambda *shape: torch.randn(shape, dtype=torch.float64, generator=generator)
 
 
+def check(
+    reference: Callable, seed: int = 0, before: Callable | None = None, **settings: Any
+) -> Callable[..., Callable]:
+    """Decorator of a function that returns the cases: it becomes the check of ``reference``.
+
+    ``cases(draw)`` gets a `draws` of this seed, if it has a parameter. ``before(candidate,
+    reference, cases)`` may raise `CheckFailed`; ``settings`` are those of `compare`. The check is
+    called with the candidate.
+    """
+
+    def decorate(cases: Callable[..., Iterable[Case]]) -> Callable[[Callable], Passed]:
+        def judge(candidate: Callable) -> Passed:
+            found = cases(*[draws(seed)][: len(inspect.signature(cases).parameters)])
+            if before and callable(candidate):
+                before(candidate, reference, found)
+            return compare(candidate, reference=reference, cases=found, **settings)
+
+        judge.__name__ = judge.__qualname__ = cases.__name__
+        judge.__doc__ = f"Check ``{_signature(reference)}``. {cases.__doc__ or ''}".rstrip()
+        return judge
+
+    return decorate
+
+
+def _signature(function: Callable) -> str:
+    return f"{function.__name__}{inspect.signature(function)}"
+
+
 def compare(
     candidate: Callable,
     *,
@@ -182,7 +212,7 @@ def compare(
     Raises:
         CheckFailed: an answer is wrong, or a right one comes from a forbidden function.
     """
-    signature = signature or f"{reference.__name__}{inspect.signature(reference)}"
+    signature = signature or _signature(reference)
     task = _Task(signature, reference, tuple(outputs), tolerance, use)
     if not callable(candidate):
         raise CheckFailed(
@@ -206,10 +236,9 @@ def compare(
         attempts.append(task.attempt(candidate, again))
         failing = attempts[-1:] if attempts[-1].slug else []
     if not failing:
-        for name, advice in (forbidden or {}).items():
-            if task.calls(candidate, attempts[0].case, name):
-                text = f"{task.name} is right, but it calls torch's {name}.\n\n{_paragraph(advice)}"
-                raise CheckFailed(text, "forbidden-call")
+        if name := task.forbidden_call(candidate, cases, forbidden or {}):
+            text = f"{task.name} is right, but it calls torch's {name}."
+            raise CheckFailed(f"{text}\n\n{_paragraph(forbidden[name])}", "forbidden-call")
         return Passed(task.name, len(cases))
     first = failing[0]
     number = attempts.index(first) + 1
@@ -329,24 +358,28 @@ class _Task:
             return mistake.slug, [f"{title}\n{_paragraph(mistake.advice)}"]
         return "", []
 
-    def calls(self, candidate: Callable, case: Case, name: str) -> bool:
-        """Whether the candidate calls torch's or a built-in function ``name`` in this case.
+    def forbidden_call(
+        self, candidate: Callable, cases: list[Case], forbidden: Iterable[str]
+    ) -> str | None:
+        """The first of these functions of torch, or builtins, that it calls in the first case.
 
-        A function of the learner's may have the same name. "name(argument)": whether it does so
+        A function of the learner's may have the same name. "name(argument)": whether it is called
         with that argument, and not with 0 or None.
         """
-        function, _, argument = name.rstrip(")").partition("(")
-        seen = []
+        wanted = [(name, *name.rstrip(")").partition("(")[::2]) for name in forbidden]
+        functions, seen = {function for _, function, _ in wanted}, []
 
         def profile(frame: FrameType, event: str, builtin: Any) -> None:
             code, of_torch = frame.f_code, frame.f_code.co_filename.startswith(_TORCH)
-            if event == "c_call" and builtin.__name__ == function:
-                seen.append(not argument)
-            elif event == "call" and of_torch and code.co_qualname == function:
-                seen.append(not argument or frame.f_locals.get(argument))
+            if event == "c_call" and builtin.__name__ in functions:
+                seen.append((builtin.__name__, {}))
+            elif event == "call" and of_torch and code.co_qualname in functions:
+                seen.append((code.co_qualname, dict(frame.f_locals)))
 
+        if not (wanted and cases):
+            return None
         before = sys.getprofile(), threading.getprofile()
-        args, options = case.copies()
+        args, options = cases[0].copies()
         sys.setprofile(profile)
         threading.setprofile(profile)  # a check may use threads of its own
         try:
@@ -354,7 +387,10 @@ class _Task:
         finally:
             sys.setprofile(before[0])
             threading.setprofile(before[1])
-        return any(seen)
+        for name, function, argument in wanted:
+            if any(f == function and (not argument or given.get(argument)) for f, given in seen):
+                return name
+        return None
 
     def small_change(self, references: Sequence[Callable], attempts: list[_Attempt]) -> str | None:
         """In words, the small change of a reference that explains every case."""
@@ -479,11 +515,20 @@ def _tensors(value: Any) -> list[Tensor | np.ndarray]:
 
 
 def _describe(value: Any) -> str:
-    """A tensor, or a container of some, by its shapes."""
+    """A tensor, or a container of some, by its shapes; equal ones that follow are counted."""
     if isinstance(value, Tensor | np.ndarray):
         return describe(value)
-    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in _tensors(value))
-    return textwrap.shorten(f"{type(value).__name__} of tensors of shapes {shapes}", 90)
+
+    def shapes(items: Any) -> str:
+        texts = [
+            str(tuple(item.shape)) if isinstance(item, Tensor | np.ndarray) else f"[{shapes(item)}]"
+            for item in (items.values() if isinstance(items, dict) else items)
+            if _tensors(item)
+        ]
+        runs = [(text, len(list(same))) for text, same in itertools.groupby(texts)]
+        return ", ".join(f"{count} × {text}" if count > 2 else text for text, count in runs)
+
+    return textwrap.shorten(f"{type(value).__name__} of tensors of shapes {shapes(value)}", 90)
 
 
 def _misfit(candidate: Callable, args: tuple, options: dict) -> TypeError | None:
@@ -502,17 +547,19 @@ def _misfit(candidate: Callable, args: tuple, options: dict) -> TypeError | None
 def require_signature(
     function: Callable,
     signature: str,
-    args: Sequence,
+    args: Sequence | None = None,
     options: dict | None = None,
     subject: str = "Your function",
 ) -> None:
-    """Refuse ``function`` if it takes no such arguments.
+    """Refuse ``function`` if it takes no such arguments; by default those that ``signature`` names.
 
     `compare` does this by itself; a check that calls the function before calls this first.
 
     Raises:
         CheckFailed: with the diagnosis wrong-signature.
     """
+    if args is None:
+        args = signature.partition("(")[2].rstrip(")").split(", ")
     misfit = _misfit(function, args, options or {})
     if misfit:
         text = _explain_misfit(subject, misfit, signature)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shipyard.checks import Case, CheckFailed, Passed, compare, draws
+from shipyard.checks import Case, CheckFailed, check
 from shipyard.checks.differences import describe
 
 TORCHS_OWN = dict.fromkeys(
@@ -83,12 +83,12 @@ def kv_cache(query, key, value, cache=None):
     return scaled_dot_product_attention(query, keys, values, mask), (keys, values)
 
 
-def check_scaled_dot_product_attention(candidate: Callable) -> Passed:
-    """Check ``scaled_dot_product_attention(query, key, value, mask=None)``; True: may look."""
-    draw = draws(31)
+@check(scaled_dot_product_attention, seed=31, tolerance=1e-10, forbidden=TORCHS_OWN)
+def check_scaled_dot_product_attention(draw):
+    """In the mask True means: may look."""
     few = torch.tensor([[True, False, True, False, False]])
     lengths = torch.tensor([4, 2])[:, None, None, None]  # of two sequences, padded to 5 keys
-    cases = [
+    return [
         Case(draw(3, 2), draw(5, 2), draw(5, 2)),
         Case(draw(2, 5, 3), draw(2, 5, 3), draw(2, 5, 3)),
         Case(2 * draw(2, 3, 4, 8), draw(2, 3, 7, 8), draw(2, 3, 7, 5)),
@@ -98,31 +98,29 @@ def check_scaled_dot_product_attention(candidate: Callable) -> Passed:
         Case(10 * draw(3, 4), 15 * draw(5, 4), draw(5, 4), mask=few),  # scores of some hundreds
         Case(draw(1, 1, 1, 1), draw(1, 1, 1, 1), draw(1, 1, 1, 4)),
     ]
-    return compare(
-        candidate,
-        reference=scaled_dot_product_attention,
-        cases=cases,
-        tolerance=1e-10,
-        forbidden=TORCHS_OWN,
-    )
 
 
-def check_causal_mask(candidate: Callable) -> Passed:
-    """Check ``causal_mask(length, past=0)``: bool (length, past + length), True: may look."""
-    cases = [Case(3), Case(3, past=2), Case(4, past=7), Case(2, 2), Case(1, past=3), Case(1)]
-    return compare(candidate, reference=causal_mask, cases=cases, forms=(causal_mask_by_triangle,))
+@check(causal_mask, forms=(causal_mask_by_triangle,))
+def check_causal_mask():
+    """Bool (length, past + length), True: may look."""
+    return [Case(3), Case(3, past=2), Case(4, past=7), Case(2, 2), Case(1, past=3), Case(1)]
 
 
-def check_multi_head_attention(candidate: Callable) -> Passed:
-    """Check ``multi_head_attention(x, w_in, b_in, w_out, b_out, heads, mask=None)``."""
-    draw = draws(33)
+@check(
+    multi_head_attention,
+    seed=33,
+    tolerance=1e-10,
+    forms=(multi_head_attention_by_loop,),
+    forbidden=TORCHS_OWN,
+)
+def check_multi_head_attention(draw):
 
     def case(batch, time, width, heads, **options):
         weights = (draw(3 * width, width), draw(3 * width), draw(width, width), draw(width))
         return Case(draw(batch, time, width), *(w / 2 for w in weights), heads, **options)
 
     back = torch.arange(6)[:, None] - torch.arange(6)
-    cases = [
+    return [
         case(2, 3, 4, 2),
         case(3, 4, 6, 3),
         case(2, 5, 6, 1),
@@ -130,31 +128,22 @@ def check_multi_head_attention(candidate: Callable) -> Passed:
         case(2, 6, 8, 2, mask=(back >= 0) & (back <= 2)),
         case(1, 1, 8, 4),
     ]
-    return compare(
-        candidate,
-        reference=multi_head_attention,
-        cases=cases,
-        tolerance=1e-10,
-        forms=(multi_head_attention_by_loop,),
-        forbidden=TORCHS_OWN,
-    )
 
 
-def check_sinusoidal_encoding(candidate: Callable) -> Passed:
-    """Check ``sinusoidal_encoding(length, width, base=10000.0)``: float32 (length, width)."""
-    cases = [
+@check(sinusoidal_encoding, tolerance=2e-5)  # float32 angles of up to 60 radians
+def check_sinusoidal_encoding():
+    """Float32 (length, width)."""
+    return [
         Case(3, 4),
         Case(3, 4, base=50.0),  # a table kept from the case before does not fit
         Case(9, 10, 700.0), Case(60, 16), Case(7, 2), Case(1, 4),
     ]  # fmt: skip
-    # float32 angles of up to 60 radians
-    return compare(candidate, reference=sinusoidal_encoding, cases=cases, tolerance=2e-5)
 
 
-def check_rotary_encoding(candidate: Callable) -> Passed:
-    """Check ``rotary_encoding(x, positions, base=10000.0)``, pairs of neighbouring columns."""
-    draw = draws(35)
-    cases = [
+@check(rotary_encoding, seed=35, tolerance=1e-5)  # angles may be computed in float32
+def check_rotary_encoding(draw):
+    """Pairs of neighbouring columns."""
+    return [
         Case(draw(3, 4), torch.arange(3)),
         Case(draw(2, 3, 6), torch.tensor([7, 2, 30])),
         Case(draw(2, 3, 5, 8), torch.arange(3, 8)),
@@ -162,41 +151,6 @@ def check_rotary_encoding(candidate: Callable) -> Passed:
         Case(draw(2, 3, 5, 8), torch.tensor([9, 0, 2, 4, 1]), 100.0),
         Case(draw(1, 1, 1, 2), torch.tensor([1])),
     ]
-    # angles may be computed in float32
-    return compare(candidate, reference=rotary_encoding, cases=cases, tolerance=1e-5)
-
-
-def check_kv_cache(candidate: Callable) -> Passed:
-    """Check ``kv_cache(query, key, value, cache=None)`` -> (output, cache), piece by piece.
-
-    The check feeds a text in pieces and hands each returned cache to the next call. In turn with
-    it goes a second text that has the first piece in common, and so the first cache.
-    """
-    draw = draws(37)
-
-    def case(batch, heads, d, pieces):
-        shape = (batch, heads, sum(pieces), d)
-        return Case(draw(*shape), draw(*shape), draw(*shape), pieces)
-
-    cases = [
-        case(2, 3, 2, [1, 1, 1]),
-        case(2, 2, 3, [3, 2, 4]),
-        case(3, 2, 4, [5, 1]),
-        case(1, 1, 2, [1]),
-    ]
-    outputs = (
-        "the first cache", "the joined outputs", "the cached keys", "the cached values",
-        "the second text's outputs", "the second text's cache",
-    )  # fmt: skip
-    return compare(
-        candidate,
-        reference=kv_cache,
-        cases=cases,
-        use=_feed,
-        outputs=outputs,
-        tolerance=1e-10,
-        forbidden=TORCHS_OWN,
-    )
 
 
 def _feed(
@@ -237,3 +191,30 @@ def _feed(
 def _shown(value: Any) -> str:
     parts = map(_shown, value) if isinstance(value, tuple | list) else ()
     return f"({', '.join(parts)})" if parts else describe(value)
+
+
+@check(
+    kv_cache,
+    seed=37,
+    tolerance=1e-10,
+    forbidden=TORCHS_OWN,
+    use=_feed,
+    outputs=(
+        "the first cache", "the joined outputs", "the cached keys", "the cached values",
+        "the second text's outputs", "the second text's cache",
+    ),
+)  # fmt: skip
+def check_kv_cache(draw):
+    """A text is fed in pieces, and each returned cache handed to the next call. In turn with
+    it goes a second text that has the first piece in common, and so the first cache."""
+
+    def case(batch, heads, d, pieces):
+        shape = (batch, heads, sum(pieces), d)
+        return Case(draw(*shape), draw(*shape), draw(*shape), pieces)
+
+    return [
+        case(2, 3, 2, [1, 1, 1]),
+        case(2, 2, 3, [3, 2, 4]),
+        case(3, 2, 4, [5, 1]),
+        case(1, 1, 2, [1]),
+    ]

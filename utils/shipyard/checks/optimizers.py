@@ -8,6 +8,7 @@ while a second run takes turns with it: an answer that keeps its memory anywhere
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shipyard.checks import Case, CheckFailed, Passed, changed, compare, draws, refusal
+from shipyard.checks import Case, CheckFailed, changed, check, draws, refusal
 
 STEPS = 12
 AFTER_EACH_STEP = [f"(params after step {t})" for t in range(1, STEPS + 1)]
@@ -186,24 +187,9 @@ def _follow(step: Callable, params: list, grads: list, lr: Any, **options) -> li
     return path
 
 
-def _judge(candidate: Callable, reference: Callable, cases: list[Case], **settings) -> Passed:
-    if callable(candidate):
-        _require_pure_step(candidate, reference, cases[1])
-    return compare(
-        candidate,
-        reference=reference,
-        cases=cases,
-        outputs=AFTER_EACH_STEP,
-        tolerance=1e-10,
-        use=_follow,
-        forbidden=FORBIDDEN_OPTIMIZERS,
-        **settings,
-    )
-
-
-def _require_pure_step(step: Callable, reference: Callable, case: Case) -> None:
+def _require_pure_step(step: Callable, reference: Callable, cases: list[Case]) -> None:
     """It changes no input, and hides no memory, also while a second run takes turns with it."""
-    (params, grads), options = case.args, dict(case.options)
+    (params, grads), options = cases[1].args, dict(cases[1].options)
     lr, title = options.pop("lr"), f"{reference.__name__} is not right yet."
 
     def take(run: tuple, grads: list[Tensor], twice: bool = False) -> tuple:
@@ -243,29 +229,28 @@ def _require_pure_step(step: Callable, reference: Callable, case: Case) -> None:
         raise refusal("hidden-state", f"{text} {NO_OTHER_MEMORY}", title=title)
 
 
+_check_step = functools.partial(
+    check,
+    outputs=AFTER_EACH_STEP,
+    tolerance=1e-10,
+    use=_follow,
+    forbidden=FORBIDDEN_OPTIMIZERS,
+    before=_require_pure_step,
+)
+
+
 # --- the checks ----------------------------------------------------------------------------------
 
 
-def check_gradient_descent(candidate: Callable) -> Passed:
-    """Check ``gradient_descent(params, grads, state, lr)``."""
-    cases = [
+@_check_step(gradient_descent)
+def check_gradient_descent():
+    return [
         _case(1, lr=0.1),
         _case(2, lr=0.5),
         _case(3, lr=FALLING_LR),
         _case(4, ((2,),), lr=0.1),
         _case(5, SMALL, lr=0.01),
     ]
-    return _judge(candidate, gradient_descent, cases)
-
-
-def check_sgd_momentum(candidate: Callable) -> Passed:
-    """Check ``sgd_momentum(params, grads, state, lr, momentum=0.9)``."""
-    return _judge(candidate, sgd_momentum, _momentum_cases())
-
-
-def check_nesterov(candidate: Callable) -> Passed:
-    """Check ``nesterov(params, grads, state, lr, momentum=0.9)``."""
-    return _judge(candidate, nesterov, _momentum_cases())
 
 
 def _momentum_cases() -> list[Case]:
@@ -278,45 +263,52 @@ def _momentum_cases() -> list[Case]:
     ]
 
 
-def check_adagrad(candidate: Callable) -> Passed:
-    """Check ``adagrad(params, grads, state, lr, eps=1e-10)``."""
-    cases = [
+@_check_step(sgd_momentum)
+def check_sgd_momentum():
+    return _momentum_cases()
+
+
+@_check_step(nesterov)
+def check_nesterov():
+    return _momentum_cases()
+
+
+@_check_step(adagrad)
+def check_adagrad():
+    return [
         _case(1, lr=0.1),
         _case(2, lr=0.5, eps=0.1),
         _case(3, lr=FALLING_LR),
         _case(4, lr=0.1, scale=1e-9),
         _case(5, SMALL, lr=0.02, eps=0.01),
     ]
-    return _judge(candidate, adagrad, cases)
 
 
-def check_rmsprop(candidate: Callable) -> Passed:
-    """Check ``rmsprop(params, grads, state, lr, alpha=0.99, eps=1e-8)``."""
-    cases = [
+@_check_step(rmsprop)
+def check_rmsprop():
+    return [
         _case(1, lr=0.01),
         _case(2, lr=0.05, alpha=0.9),
         _case(3, lr=FALLING_LR, alpha=0.95),
         _case(4, lr=0.1, scale=1e-7),
         _case(5, SMALL, lr=0.02, alpha=0.7, eps=0.1),
     ]
-    return _judge(candidate, rmsprop, cases)
 
 
-def check_adam(candidate: Callable) -> Passed:
-    """Check ``adam(params, grads, state, lr, betas=(0.9, 0.999), eps=1e-8)``."""
-    cases = [
+@_check_step(adam)
+def check_adam():
+    return [
         _case(1, lr=0.1),
         _case(2, lr=0.05, betas=(0.8, 0.95)),
         _case(3, lr=FALLING_LR, betas=(0.5, 0.9)),
         _case(4, lr=0.1, scale=1e-7),
         _case(5, SMALL, lr=0.02, eps=0.1),
     ]
-    return _judge(candidate, adam, cases)
 
 
-def check_adamw(candidate: Callable) -> Passed:
-    """Check ``adamw``: as ``adam``, and ``weight_decay=0.01`` at the end."""
-    cases = [
+@_check_step(adamw, forms=(adamw_by_adam,))
+def check_adamw():
+    return [
         _case(1, lr=0.1),
         _case(2, lr=0.05, weight_decay=0.5, betas=(0.8, 0.95)),
         _case(3, lr=FALLING_LR, weight_decay=0.3),
@@ -324,11 +316,10 @@ def check_adamw(candidate: Callable) -> Passed:
         _case(5, lr=0.1, scale=1e-7),
         _case(6, SMALL, lr=0.02, weight_decay=0.1, eps=0.1),
     ]
-    return _judge(candidate, adamw, cases, forms=(adamw_by_adam,))
 
 
-def check_warmup_cosine(candidate: Callable) -> Passed:
-    """Check ``warmup_cosine(step, total_steps, warmup_steps, peak_lr, final_lr=0.0)``."""
+@check(warmup_cosine, tolerance=1e-6, forbidden=FORBIDDEN_OPTIMIZERS)  # float32 cosines pass
+def check_warmup_cosine():
     options = [
         (12, 4, 0.8),
         (12, 4, 0.1, 0.01),
@@ -337,36 +328,29 @@ def check_warmup_cosine(candidate: Callable) -> Passed:
         (5, 1, 2.0),
         (4, 4, 1.0, 0.3),
     ]
-    return compare(
-        candidate,
-        reference=warmup_cosine,
-        cases=[Case(step, *rest) for rest in options for step in range(rest[0] + 3)],
-        tolerance=1e-6,  # torch's cosine of a float32 number is right too
-        forbidden=FORBIDDEN_OPTIMIZERS,
-    )
+    return [Case(step, *rest) for rest in options for step in range(rest[0] + 3)]
 
 
-def check_clip_grad_norm(candidate: Callable) -> Passed:
-    """Check ``clip_grad_norm(grads, max_norm)``, which returns (clipped grads, norm before)."""
+@check(
+    clip_grad_norm,
+    outputs=("clipped", "norm"),
+    tolerance=2e-7,  # with torch's 1e-6 in the denominator and without, and no larger number
+    forms=(clip_where_too_long,),
+    forbidden=FORBIDDEN_CLIPPING,
+)
+def check_clip_grad_norm():
+    """It returns (clipped grads, norm before)."""
 
     def case(seed, max_norm, scale=1.0, shapes=((3, 2), (5,), ())):
         draw = draws(seed)
         return Case([scale * draw(*shape) for shape in shapes], max_norm)
 
-    return compare(
-        candidate,
-        reference=clip_grad_norm,
-        outputs=("clipped", "norm"),
-        tolerance=2e-7,  # with torch's 1e-6 in the denominator and without, and no larger number
-        cases=[
-            case(1, 1.0, scale=10.0),
-            case(2, 8.0, scale=3.0),
-            case(3, 50.0),
-            case(4, 0.5, scale=10.0, shapes=[(2, 3), (4, 2), (1,), ()]),
-            case(5, 2.5, scale=2.0, shapes=[(3,), (3,)]),
-            case(6, 1.0, scale=0.0),
-            case(7, 3.0, scale=5.0, shapes=[(1,), (2,)]),
-        ],
-        forms=(clip_where_too_long,),
-        forbidden=FORBIDDEN_CLIPPING,
-    )
+    return [
+        case(1, 1.0, scale=10.0),
+        case(2, 8.0, scale=3.0),
+        case(3, 50.0),
+        case(4, 0.5, scale=10.0, shapes=[(2, 3), (4, 2), (1,), ()]),
+        case(5, 2.5, scale=2.0, shapes=[(3,), (3,)]),
+        case(6, 1.0, scale=0.0),
+        case(7, 3.0, scale=5.0, shapes=[(1,), (2,)]),
+    ]

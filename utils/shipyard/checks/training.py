@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shipyard.checks import Case, CheckFailed, Passed, compare, draws, require_signature
+from shipyard.checks import Case, CheckFailed, Passed, check, compare, draws, require_signature
 
 # --- the references -----------------------------------------------------------------------------
 
@@ -120,8 +120,9 @@ def resume():
 # --- tasks that are plain functions -------------------------------------------------------------
 
 
-def check_normalize(candidate: Callable) -> Passed:
-    """Check ``normalize(images, mean, std)``: bytes to floats, (x / 255 − mean) / std."""
+@check(normalize, tolerance=1e-5)  # float32
+def check_normalize():
+    """Bytes to floats, (x / 255 − mean) / std."""
 
     def case(seed, batch, channels, height, width, brightest=255, narrow=1.0):
         generator = torch.Generator().manual_seed(seed)
@@ -130,49 +131,44 @@ def check_normalize(candidate: Callable) -> Passed:
         mean = 0.2 + 0.6 * torch.rand(channels, generator=generator)
         return Case(images, mean, narrow * (0.1 + 0.3 * torch.rand(channels, generator=generator)))
 
-    return compare(
-        candidate,
-        reference=normalize,
-        tolerance=1e-5,  # float32
-        cases=[
-            *(case(2, 4, 3, 5, 7), case(6, 2, 3, 6, 5, brightest=90), case(5, 2, 4, 5, 4)),
-            *(case(3, 2, 3, 3, 3), case(4, 3, 1, 4, 6), case(7, 2, 3, 4, 5, narrow=0.01)),
-            case(1, 1, 3, 2, 2),
-        ],
-    )
+    return [
+        *(case(2, 4, 3, 5, 7), case(6, 2, 3, 6, 5, brightest=90), case(5, 2, 4, 5, 4)),
+        *(case(3, 2, 3, 3, 3), case(4, 3, 1, 4, 6), case(7, 2, 3, 4, 5, narrow=0.01)),
+        case(1, 1, 3, 2, 2),
+    ]
 
 
-def check_flatten_size(candidate: Callable) -> Passed:
-    """Check ``flatten_size(image_shape, layers)``: values for each image after these layers."""
+@check(
+    flatten_size,
+    forbidden=dict.fromkeys(
+        ("conv2d", "max_pool2d", "avg_pool2d"),
+        "The sizes can be known before any layer is built: compute them, side by side.",
+    ),
+)
+def check_flatten_size():
+    """Values for each image after these layers."""
     pool_2 = ("pool", 2, 2, 0)
-    return compare(
-        candidate,
-        reference=flatten_size,
-        cases=[
-            Case((3, 7, 9), [pool_2]),
-            Case((3, 6, 10), [("conv", 5, 3, 1, 1)]),
-            Case((1, 8, 9), [("conv", 4, 3, 1, 0)]),
-            Case((2, 9, 7), [("conv", 4, 3, 2, 1)]),
-            Case((1, 9, 12), [("pool", 3, 2, 0)]),
-            Case((1, 8, 8), [("pool", 3, 2, 1)]),
-            Case((2, 11, 8), [("pool", 2, 3, 0)]),
-            Case((2, 6, 9), [("conv", 3, 5, 1, 3)]),
-            Case((3, 32, 32), [("conv", 6, 5, 1, 0), pool_2, ("conv", 16, 5, 1, 0), pool_2]),
-            Case((3, 32, 32), [("conv", 32, 3, 1, 1), pool_2, ("conv", 64, 3, 1, 1), pool_2]),
-            Case((3, 31, 45), [("conv", 8, 4, 3, 2), ("pool", 3, 2, 1), ("conv", 5, 2, 2, 0)]),
-            Case((4, 15, 15), [pool_2, pool_2, ("conv", 7, 1, 1, 0)]),
-            Case((2, 5, 4), [("conv", 3, 4, 2, 0)]),
-            Case((2, 5, 4), []),
-        ],
-        forbidden=dict.fromkeys(
-            ("conv2d", "max_pool2d", "avg_pool2d"),
-            "The sizes can be known before any layer is built: compute them, side by side.",
-        ),
-    )
+    return [
+        Case((3, 7, 9), [pool_2]),
+        Case((3, 6, 10), [("conv", 5, 3, 1, 1)]),
+        Case((1, 8, 9), [("conv", 4, 3, 1, 0)]),
+        Case((2, 9, 7), [("conv", 4, 3, 2, 1)]),
+        Case((1, 9, 12), [("pool", 3, 2, 0)]),
+        Case((1, 8, 8), [("pool", 3, 2, 1)]),
+        Case((2, 11, 8), [("pool", 2, 3, 0)]),
+        Case((2, 6, 9), [("conv", 3, 5, 1, 3)]),
+        Case((3, 32, 32), [("conv", 6, 5, 1, 0), pool_2, ("conv", 16, 5, 1, 0), pool_2]),
+        Case((3, 32, 32), [("conv", 32, 3, 1, 1), pool_2, ("conv", 64, 3, 1, 1), pool_2]),
+        Case((3, 31, 45), [("conv", 8, 4, 3, 2), ("pool", 3, 2, 1), ("conv", 5, 2, 2, 0)]),
+        Case((4, 15, 15), [pool_2, pool_2, ("conv", 7, 1, 1, 0)]),
+        Case((2, 5, 4), [("conv", 3, 4, 2, 0)]),
+        Case((2, 5, 4), []),
+    ]
 
 
-def check_confusion_matrix(candidate: Callable) -> Passed:
-    """Check ``confusion_matrix(predictions, labels, classes)``: rows truth, columns answers."""
+@check(confusion_matrix, forms=[counted_in_turn])
+def check_confusion_matrix():
+    """Rows truth, columns answers."""
 
     def case(seed, count, classes, never=()):
         generator = torch.Generator().manual_seed(seed)
@@ -180,61 +176,56 @@ def check_confusion_matrix(candidate: Callable) -> Passed:
         places = torch.randint(len(used), (2, count), generator=generator)
         return Case(used[places[0]], used[places[1]], classes)
 
-    return compare(
-        candidate,
-        reference=confusion_matrix,
-        forms=[counted_in_turn],
-        cases=[
-            case(3, 20, 3),
-            case(4, 12, 5, never=(2,)),
-            case(5, 15, 6, never=(4, 5)),
-            case(6, 300, 10),
-            case(7, 1500, 4, never=(0, 3)),  # more than 255 in one place
-            Case(torch.tensor([0, 2, 2, 1]), torch.tensor([1, 1, 2, 1]), 4),
-            Case(torch.tensor([3, 3, 1, 0]), torch.tensor([3, 2, 1, 3]), 4),
-            Case(torch.tensor([1, 1, 0]), torch.tensor([0, 1, 0]), 2),
-            case(2, 1, 3),
-            case(8, 5, 1),
-        ],
-    )
+    return [
+        case(3, 20, 3),
+        case(4, 12, 5, never=(2,)),
+        case(5, 15, 6, never=(4, 5)),
+        case(6, 300, 10),
+        case(7, 1500, 4, never=(0, 3)),  # more than 255 in one place
+        Case(torch.tensor([0, 2, 2, 1]), torch.tensor([1, 1, 2, 1]), 4),
+        Case(torch.tensor([3, 3, 1, 0]), torch.tensor([3, 2, 1, 3]), 4),
+        Case(torch.tensor([1, 1, 0]), torch.tensor([0, 1, 0]), 2),
+        case(2, 1, 3),
+        case(8, 5, 1),
+    ]
 
 
-def check_label_smoothing(candidate: Callable) -> Passed:
-    """Check ``label_smoothing(logits, labels, epsilon)``: the loss, and its gradient."""
+def _loss_and_gradient(function: Callable, logits: Tensor, labels: Tensor, epsilon: float):
+    loss, gradient = function(logits.requires_grad_(), labels, epsilon), "missing"
+    if isinstance(loss, Tensor) and loss.requires_grad:
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    return None if loss is None else (loss, gradient)
 
-    def use(function, logits, labels, epsilon):
-        loss, gradient = function(logits.requires_grad_(), labels, epsilon), "missing"
-        if isinstance(loss, Tensor) and loss.requires_grad:
-            (gradient,) = torch.autograd.grad(loss.sum(), logits)
-        return None if loss is None else (loss, gradient)
+
+@check(
+    label_smoothing,
+    forms=[two_losses],
+    forbidden={
+        "cross_entropy(label_smoothing)": """The task is to build what this option does. Mix the
+        target yourself: (1 − ε) · one-hot + ε / K."""
+    },
+    use=_loss_and_gradient,
+    outputs=("The loss", "The gradient of the loss for the logits"),
+    tolerance=1e-6,  # F.one_hot times a number is float32
+)
+def check_label_smoothing():
+    """The loss, and its gradient."""
 
     def case(seed, batch, classes, epsilon, scale=1.0):
         generator = torch.Generator().manual_seed(seed)
         labels = torch.randint(classes, (batch,), generator=generator)
         return Case(scale * draws(seed)(batch, classes), labels, epsilon)
 
-    return compare(
-        candidate,
-        reference=label_smoothing,
-        forms=[two_losses],
-        forbidden={
-            "cross_entropy(label_smoothing)": "The task is to build what this option does. Mix "
-            "the target yourself: (1 − ε) · one-hot + ε / K."
-        },
-        use=use,
-        outputs=("The loss", "The gradient of the loss for the logits"),
-        tolerance=1e-6,  # F.one_hot times a number is float32
-        cases=[
-            case(3, 5, 10, 0.1),
-            case(1, 4, 3, 0.3),
-            case(2, 4, 10, 0.0),
-            case(4, 7, 2, 0.2),
-            case(5, 3, 3, 0.5),
-            case(6, 2, 4, 1.0),
-            case(7, 4, 6, 0.1, scale=1000.0),
-            case(8, 1, 3, 0.3),
-        ],
-    )
+    return [
+        case(3, 5, 10, 0.1),
+        case(1, 4, 3, 0.3),
+        case(2, 4, 10, 0.0),
+        case(4, 7, 2, 0.2),
+        case(5, 3, 3, 0.5),
+        case(6, 2, 4, 1.0),
+        case(7, 4, 6, 0.1, scale=1000.0),
+        case(8, 1, 3, 0.3),
+    ]
 
 
 # --- a network that takes notes -----------------------------------------------------------------
@@ -336,27 +327,22 @@ def _take_steps(
         return found
 
 
-def check_train_step(candidate: Callable) -> Passed:
-    """Check ``train_step(model, images, labels, optimizer)``, which returns the loss."""
+@check(train_step, use=_take_steps, outputs=("Step 1", "Step 2", "Step 3"))
+def check_train_step():
+    """It returns the loss."""
 
     def case(seed, model, optimizer, size=5):
         images, labels = map(torch.stack, zip(*_images(seed, size, size, size), strict=True))
         return Case(model, images, labels, optimizer)  # (steps, batch, ...) both
 
     plain, norm = _network("a linear network"), _network("one with batch norm", _norm, nn.ReLU)
-    return compare(
-        candidate,
-        reference=train_step,
-        use=_take_steps,
-        outputs=("Step 1", "Step 2", "Step 3"),
-        cases=[
-            case(2, plain, _MOMENTUM),
-            case(3, norm, _SGD),
-            case(4, _network("one with dropout", nn.ReLU, _dropout), _MOMENTUM),
-            case(5, _network("batch norm and dropout", _norm, _dropout), _ADAM, size=7),
-            case(1, plain, _SGD, size=1),
-        ],
-    )
+    return [
+        case(2, plain, _MOMENTUM),
+        case(3, norm, _SGD),
+        case(4, _network("one with dropout", nn.ReLU, _dropout), _MOMENTUM),
+        case(5, _network("batch norm and dropout", _norm, _dropout), _ADAM, size=7),
+        case(1, plain, _SGD, size=1),
+    ]
 
 
 def _score(function: Callable, model: _Made, loader: list) -> tuple:
@@ -376,29 +362,28 @@ def _score(function: Callable, model: _Made, loader: list) -> tuple:
         return None if answer is None else (answer, recorded, afterwards)
 
 
-def check_evaluate(candidate: Callable) -> Passed:
-    """Check ``evaluate(model, loader)``, which returns (loss, accuracy)."""
+@check(
+    evaluate,
+    use=_score,
+    outputs=("(loss, accuracy)", "Recording of gradients while it ran", "Afterwards"),
+)
+def check_evaluate():
+    """It returns (loss, accuracy)."""
 
     def case(seed, sizes, text, *layers, training, frozen=False):
         mode = "train" if training else "eval"
         model = _network(f"{text}, in {mode} mode", *layers, training=training, frozen=frozen)
         return Case(model, _images(seed, *sizes))
 
-    return compare(
-        candidate,
-        reference=evaluate,
-        use=_score,
-        outputs=("(loss, accuracy)", "Recording of gradients while it ran", "Afterwards"),
-        cases=[
-            case(2, (5, 5), "linear", training=True),
-            case(3, (6, 6, 2), "linear", training=False),
-            case(4, (5, 5, 3), "batch norm", _norm, training=True),
-            case(6, (7, 4), "batch norm", _norm, training=False),
-            case(7, (3, 3, 2), "linear, first layer frozen", training=True, frozen=True),
-            case(1, (4,), "linear", training=False),
-            case(5, (3, 3, 1), "dropout", _dropout, training=True),
-        ],
-    )
+    return [
+        case(2, (5, 5), "linear", training=True),
+        case(3, (6, 6, 2), "linear", training=False),
+        case(4, (5, 5, 3), "batch norm", _norm, training=True),
+        case(6, (7, 4), "batch norm", _norm, training=False),
+        case(7, (3, 3, 2), "linear, first layer frozen", training=True, frozen=True),
+        case(1, (4,), "linear", training=False),
+        case(5, (3, 3, 1), "dropout", _dropout, training=True),
+    ]
 
 
 # --- stop, and go on ----------------------------------------------------------------------------
