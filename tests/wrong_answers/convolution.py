@@ -40,7 +40,7 @@ def counts_the_starts(size, kernel_size, stride=1, padding=0, dilation=1):
     return sum(1 for start in range(last_start + 1) if start % stride == 0)
 
 
-@OUTPUT_SIZE.fails_with("rounded-to-nearest")
+@OUTPUT_SIZE.fails_with("not-rounded-down")
 def rounds(size, kernel_size, stride=1, padding=0, dilation=1):
     effective = kernel_size + (kernel_size - 1) * (dilation - 1)
     return 1 + round((size - effective + 2 * padding) / stride)
@@ -174,12 +174,12 @@ def pads_with_the_smallest_element(x, kernel_size, stride=None, padding=0):
     return pooled(x, kernel_size, stride, padding, x.min().item(), torch.amax)
 
 
-@MAX_POOL.fails_with("padded-with-small-number")
+@MAX_POOL.fails_with("padding-can-win")
 def pads_with_minus_hundred(x, kernel_size, stride=None, padding=0):
     return pooled(x, kernel_size, stride, padding, -100, torch.amax)
 
 
-@MAX_POOL.fails_with("average-instead-of-max")
+@MAX_POOL.fails_with("not-the-maximum")
 def takes_the_mean(x, kernel_size, stride=None, padding=0):
     return pooled(x, kernel_size, stride, padding, 0, torch.mean)
 

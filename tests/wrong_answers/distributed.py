@@ -161,7 +161,7 @@ def adds_into_global_gradients(grads, world_size, all_reduce, bucket_size):
     return sums
 
 
-@AVERAGE.fails_with("last-bucket-lost")
+@AVERAGE.fails_with("buckets-lost")
 def sends_only_full_buckets(grads, world_size, all_reduce, bucket_size):
     return average_buckets(fill_buckets(grads, bucket_size)[:-1], world_size, all_reduce)
 
