@@ -263,7 +263,7 @@ def takes_every_nth_hidden_unit(x, w1, b1, w2, b2, rank, world_size, all_reduce)
     return all_reduce(torch.einsum("bh,oh->bo", h, w2[:, rank::world_size]) + b2 / world_size)
 
 
-@TENSOR_PARALLEL.fails_with("w1-cut-by-inputs")
+@TENSOR_PARALLEL.fails_with("cut-along-another-axis")
 def cuts_columns_of_w1(x, w1, b1, w2, b2, rank, world_size, all_reduce):
     h = F.relu(x @ w1.chunk(world_size, dim=1)[rank].T + b1)
     return all_reduce(h @ w2.chunk(world_size, dim=0)[rank].T) + b2

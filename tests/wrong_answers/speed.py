@@ -207,7 +207,7 @@ ONE_CYCLE.fails_with(
     but(interpolates_with_numpy, "= share * total - 1,", "= round(share * total) - 1,"),
 )
 ONE_CYCLE.fails_with(
-    "one-step-late",
+    "one-step-off",
     but(interpolates_with_numpy, "share * total - 1, total - 1", "share * total, total"),
 )
 
