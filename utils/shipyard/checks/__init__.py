@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import html
 import inspect
 import itertools
@@ -109,13 +110,10 @@ class Case:
 
 
 class Mistake:
-    """A known mistake: what it is called, what to tell the learner, and what it answers.
+    """A known mistake: a slug such as "flipped-kernel", what to tell the learner, and its answers.
 
-    Args:
-        slug: the diagnosis, such as "flipped-kernel".
-        advice: which mistake it is, why it is wrong, and how to think about it.
-        answers: functions called like the candidate. Each is one form of the mistake. An error
-            is an answer too: it explains a candidate that raises the same error.
+    ``answers`` are functions called like the candidate, each one form of the mistake. An error is
+    an answer too: it explains a candidate that raises the same error.
     """
 
     def __init__(self, slug: str, advice: str, *answers: Callable):
@@ -128,14 +126,11 @@ def known_mistakes(reference: Callable) -> list[Mistake]:
     Raises:
         CatalogueError: the catalogue does not fit the reference.
     """
-    return [
-        Mistake(
-            entry.slug,
-            entry.advice,
-            *(catalogue.edited(reference, form) for form in entry.forms),
-        )
-        for entry in catalogue.entries(reference)
-    ]
+    found = []
+    for entry in catalogue.entries(reference):
+        answers = (catalogue.edited(reference, form) for form in entry.forms)
+        found.append(Mistake(entry.slug, entry.advice, *answers))
+    return found
 
 
 def draws(seed: int) -> Callable[..., Tensor]:
@@ -161,7 +156,7 @@ def check(
                 before(candidate, reference, found)
             return compare(candidate, reference=reference, cases=found, **settings)
 
-        judge.__name__ = judge.__qualname__ = cases.__name__
+        judge.__name__ = judge.__qualname__ = f"check_{reference.__name__}"
         judge.__doc__ = f"Check ``{_signature(reference)}``. {cases.__doc__ or ''}".rstrip()
         return judge
 
@@ -298,10 +293,10 @@ class _Task:
         """Call the candidate with copies of the case's arguments, and judge its answer."""
         attempt = _Attempt(case, self.answer(self.reference, *case.copies()))
         args, options = case.copies()
-        misfit = None if self.use else _misfit(candidate, args, options)
-        if misfit:
+        if not self.use:  # which has its own way to call it
+            attempt.text = misfit(candidate, self.signature, args, options, "Your function")
+        if attempt.text:
             attempt.slug = "wrong-signature"
-            attempt.text = _explain_misfit("Your function", misfit, self.signature)
             return attempt
         try:
             attempt.got = self.answer(candidate, args, options)
@@ -334,7 +329,7 @@ class _Task:
     ) -> tuple[str, list[str]]:
         """(slug, paragraphs): which mistake it is; ("", []) where nothing is known of it."""
         failing = [attempt for attempt in attempts if attempt.slug]
-        found = [(mistake, self.explained(mistake, attempts)) for mistake in mistakes]
+        found = [(m, self.explained(answer, attempts)) for m in mistakes for answer in m.answers]
         mistake, explained = max(found, key=lambda pair: pair[1], default=(None, 0))
         share = f"{explained} of the {len(failing)} cases that fail"
         if explained and 2 * explained >= len(failing):
@@ -342,15 +337,16 @@ class _Task:
             if explained < len(failing):
                 parts.append(f"This explains {share}. Mend it, then run the check again.")
             return mistake.slug, parts
-        if both := self.two_mistakes(catalogue.entries(self.reference), attempts):
-            return both[0], [both[1]]
+        # what follows explains all values, and never an exception
+        values = all(a.error is None and a.slug not in UNEXPLAINED for a in attempts)
+        if values and (both := self.two_mistakes(attempts)):
+            return both
         if self.is_unsteady(candidate, failing[0]):
             return "", [
                 "Called again with the same arguments, it gave another answer. It uses random "
                 "numbers, memory that was never filled (torch.empty), or a variable from outside."
             ]
-        top_level = [form for form in references if "<" not in form.__qualname__]
-        if change := self.small_change(top_level, attempts):
+        if values and (change := self.small_change(references, attempts)):
             slug = failing[0].slug
             return "small-change" if slug == "wrong-values" else slug, [change]
         if explained:
@@ -394,25 +390,25 @@ class _Task:
 
     def small_change(self, references: Sequence[Callable], attempts: list[_Attempt]) -> str | None:
         """In words, the small change of a reference that explains every case."""
-        fits = self._explains_all(attempts)
-        if fits is None:
-            return None
         args, options = attempts[-1].case.copies()
         kinds = {
             form: changes.kinds_of_names(form, lambda form=form: self.answer(form, args, options))
             for form in references
+            if "<" not in form.__qualname__  # of a module: its source can be changed
         }
+        fits = functools.partial(self.explains_all, attempts)
         return changes.explain(kinds, fits, CHANGE_SECONDS)
 
-    def _explains_all(self, attempts: list[_Attempt]) -> Callable[[Callable], bool] | None:
-        """Whether a function answers all cases as the candidate did.
-
-        None where that says nothing: a value is explained, never an exception.
-        """
-        if any(attempt.error or attempt.slug in UNEXPLAINED for attempt in attempts):
-            return None
-        failing_first = sorted(attempts, key=lambda attempt: not attempt.slug)
-        return lambda function: all(self._gives(function, attempt) for attempt in failing_first)
+    def explains_all(self, attempts: list[_Attempt], function: Callable) -> bool:
+        """Whether ``function`` answers all cases as the candidate did."""
+        for attempt in sorted(attempts, key=lambda attempt: not attempt.slug):  # failing ones first
+            try:
+                answer = self.answer(function, *attempt.case.copies())
+            except Exception:
+                return False
+            if not self.same(answer, attempt.got if attempt.slug else attempt.expected):
+                return False
+        return True
 
     def is_unsteady(self, candidate: Callable, attempt: _Attempt) -> bool:
         """Whether the candidate answers the same call in another way the second time."""
@@ -421,11 +417,8 @@ class _Task:
         again = self.attempt(candidate, attempt.case)
         return bool(again.error or difference(attempt.got, again.got, brief=True))
 
-    def explained(self, mistake: Mistake, attempts: list[_Attempt]) -> int:
-        """How many failing cases the mistake explains; 0 unless it explains the first of them."""
-        return max(self._explained(answer, attempts) for answer in mistake.answers)
-
-    def _explained(self, answer: Callable, attempts: list[_Attempt]) -> int:
+    def explained(self, answer: Callable, attempts: list[_Attempt]) -> int:
+        """How many failing cases a mistake explains; 0 unless it explains the first of them."""
         if any(attempt.slug == "changed-input" for attempt in attempts):
             return 0  # a mistake explains values, and what is wrong here is not a value
         count = 0
@@ -449,31 +442,15 @@ class _Task:
                 return 0
         return count
 
-    def two_mistakes(
-        self, known: Sequence[catalogue.Entry], attempts: list[_Attempt]
-    ) -> tuple[str, str] | None:
-        """(slug, text) of two named mistakes that together explain every case.
-
-        A value is explained, never an exception.
-        """
-        fits = self._explains_all(attempts)
-        if fits is None:
-            return None
+    def two_mistakes(self, attempts: list[_Attempt]) -> tuple[str, list[str]] | None:
+        """(slug, paragraphs) of two named mistakes that together explain every case."""
+        known = catalogue.entries(self.reference)
         for entries, function in catalogue.pairs(self.reference, known, PAIR_SECONDS):
-            if fits(function):
+            if self.explains_all(attempts, function):
                 advice = "\n".join(_paragraph(f"{e.slug}: {e.advice}") for e in entries)
                 slugs = [entry.slug for entry in entries]
-                return "+".join(slugs), f"Two mistakes ({' and '.join(slugs)}):\n{advice}"
+                return "+".join(slugs), [f"Two mistakes ({' and '.join(slugs)}):\n{advice}"]
         return None
-
-    def _gives(self, function: Callable, attempt: _Attempt) -> bool:
-        """Whether ``function`` answers a case as the candidate did."""
-        try:
-            answer = self.answer(function, *attempt.case.copies())
-        except Exception:
-            return False
-        got = attempt.got if attempt.slug else attempt.expected
-        return self.same(answer, got)
 
     def show_call(self, case: Case) -> str:
         """The call as the learner would write it, then each tensor's shape, one a line.
@@ -531,17 +508,15 @@ def _describe(value: Any) -> str:
     return textwrap.shorten(f"{type(value).__name__} of tensors of shapes {shapes(value)}", 90)
 
 
-def _misfit(candidate: Callable, args: tuple, options: dict) -> TypeError | None:
-    """Why the candidate does not take these arguments."""
+def misfit(candidate: Callable, signature: str, args: Sequence, options: dict, subject: str) -> str:
+    """In words, that the candidate does not take these arguments; "" where it does."""
     try:
-        signature = inspect.signature(candidate)
+        inspect.signature(candidate).bind(*args, **options)
     except ValueError:  # a builtin, such as torch's own functions, does not tell
-        return None
-    try:
-        signature.bind(*args, **options)
+        return ""
     except TypeError as error:
-        return error
-    return None
+        return f"{subject} cannot be called like this: {error}.\nThe task asks for {signature}."
+    return ""
 
 
 def require_signature(
@@ -560,20 +535,14 @@ def require_signature(
     """
     if args is None:
         args = signature.partition("(")[2].rstrip(")").split(", ")
-    misfit = _misfit(function, args, options or {})
-    if misfit:
-        text = _explain_misfit(subject, misfit, signature)
-        raise CheckFailed(text, "wrong-signature") from misfit
+    if text := misfit(function, signature, args, options or {}, subject):
+        raise CheckFailed(text, "wrong-signature")
 
 
 def refusal(slug: str, advice: str, facts: str = "", title: str = "") -> CheckFailed:
     """A fault that a check itself has found, told in the form of all others."""
     parts = [title, f"What went wrong ({slug}):\n{_paragraph(advice)}", facts]
     return CheckFailed("\n\n".join(filter(None, parts)), slug)
-
-
-def _explain_misfit(subject: str, misfit: TypeError, signature: str) -> str:
-    return f"{subject} cannot be called like this: {misfit}.\nThe task asks for {signature}."
 
 
 def _explain_error(error: Exception, task: str) -> tuple[str, str]:

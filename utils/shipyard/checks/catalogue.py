@@ -106,13 +106,10 @@ def entries(reference: Callable) -> tuple[Entry, ...]:
 
 def fits(reference: Callable, form: tuple[Edit, ...]) -> bool:
     """Whether the edits match the source."""
-    source = source_of(reference)
     try:
-        for edit in form:
-            source = edit.apply(source)
+        return bool(edited(reference, form))
     except CatalogueError:
         return False
-    return True
 
 
 def pairs(
