@@ -221,7 +221,8 @@ def compare(
             (`Elsewhere`).
         forms: other right ways to write the answer. Where no named mistake fits, small changes
             of the reference and of these are tried.
-        small_changes: False where a changed reference may wait for ever, as ranks do.
+        small_changes: False where a changed reference may wait for ever, as ranks do, or where
+            nothing is left without a name.
         forbidden: functions of torch or Python that the task does without, and what to tell who
             calls one: "conv2d", "OneCycleLR.__init__", "cross_entropy(label_smoothing)".
 
