@@ -197,7 +197,7 @@ def settings_of(lab, name, monkeypatch, other_numbers=0):
 
 def has_meaning(cheat, form, settings):
     """Whether a cheat can be seen: a right answer to numbers alone may be remembered."""
-    held = [[*checks._tensors([case.args, case.options])] for case in settings.get("cases", ())]
+    held = [[*checks.tensors([case.args, case.options])] for case in settings.get("cases", ())]
     if cheat is takes_one_argument_less:
         ours, theirs = (inspect.signature(f).parameters for f in (form, settings["reference"]))
         return len(ours) == len(theirs)

@@ -4,8 +4,6 @@ For each subject there is one module with a dict ``TASKS``. Its keys are the tas
 ``shipyard.checks.<subject>``: the key "conv2d" stands for ``check_conv2d``. Write the answers as a
 learner would write them, and not with the code of the check's own `Mistake`s:
 
-    from wrong_answers import Task
-
     CONV2D = Task()
     TASKS = {"conv2d": CONV2D}
 
@@ -38,12 +36,14 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from shipyard.checks import tensors
 
 
 def not_written(*args, **options):
@@ -101,33 +101,26 @@ def but(form: Callable, old: str, new: str) -> Callable:
 # --- cheats: each makes a wrong answer of a correct form ------------------------------------------
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in ``value``."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple | dict):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from tensors(item)
-
-
-def sizes(value: Any) -> Any:
-    """``value`` with the shapes of tensors in their place, and nothing of what else it holds."""
-    if isinstance(value, list | tuple):
-        return [sizes(item) for item in value]
+def mapped(function: Callable, value: Any) -> Any:
+    """``value`` with ``function`` of what stands in its lists, tuples and dicts."""
     if isinstance(value, dict):
-        return {key: sizes(item) for key, item in value.items()}
-    if isinstance(value, Tensor):
-        return tuple(value.shape)
-    return "" if callable(value) else value
-
-
-def converted(value: Any, old: torch.dtype, new: torch.dtype) -> Any:
-    """``value`` with every tensor of the type ``old`` in the type ``new``."""
-    if isinstance(value, Tensor):
-        return value.to(new) if value.dtype == old else value
+        return {key: mapped(function, item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [converted(item, old, new) for item in value]
-    return value
+        return [mapped(function, item) for item in value]
+    return function(value)
+
+
+def size_of(value: Any) -> Any:
+    """A tensor's shape; a number or text as it is."""
+    return tuple(value.shape) if isinstance(value, Tensor) else "" if callable(value) else value
+
+
+def float32_of(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.float64 else value
+
+
+def float64_of(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
 
 
 def returns_nothing(form: Callable) -> Callable:
@@ -155,11 +148,7 @@ def changes_its_input(form: Callable) -> Callable:
 
 
 def computes_in_float32(form: Callable) -> Callable:
-    def cheat(*args, **options):
-        answer = form(*converted(args, torch.float64, torch.float32), **options)
-        return converted(answer, torch.float32, torch.float64)
-
-    return cheat
+    return lambda *args, **options: mapped(float64_of, form(*mapped(float32_of, args), **options))
 
 
 def looks_at_sizes_alone(form: Callable) -> Callable:
@@ -167,7 +156,7 @@ def looks_at_sizes_alone(form: Callable) -> Callable:
     memory = {}
 
     def cheat(*args, **options):
-        key = repr(sizes([args, options]))
+        key = repr(mapped(size_of, [args, options]))
         if key not in memory:
             memory[key] = copy.deepcopy(form(*args, **options))
         return copy.deepcopy(memory[key])

@@ -120,7 +120,7 @@ BACKWARD.fails_with(
     "overlaps-overwritten", but(window_by_window, "cols] += torch", "cols] = torch")
 )
 BACKWARD.fails_with(
-    "empty-without-padding",
+    "padding-not-removed",
     but(window_by_window, "p_h : p_h + x.shape[2], p_w : p_w + x.shape[3]", "p_h:-p_h, p_w:-p_w"),
 )
 

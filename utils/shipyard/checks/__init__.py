@@ -104,7 +104,7 @@ class Case:
     def halved(self) -> Case | None:
         """The same call with half of every float: other numbers, lest sizes alone be remembered."""
         args, options = self.copies()
-        floats = [t for t in _tensors([args, options]) if "float" in str(t.dtype)]
+        floats = [t for t in tensors([args, options]) if "float" in str(t.dtype)]
         for tensor in floats:
             tensor /= 2
         return Case(*args, **options) if floats else None
@@ -484,10 +484,10 @@ class _Task:
         else:
             names = [a.arg for a in ast.parse(f"def {self.signature}: ...").body[0].args.args]
         given = dict(zip(names, case.args, strict=False)) | case.options
-        tensors = {name: _tensors(value) for name, value in given.items()}
-        call = [n if tensors[n] else f"{n}={reprlib.repr(v)}" for n, v in given.items()]
-        width = max((len(name) for name in given if tensors[name]), default=0)
-        lines = [f"    {n:<{width}}  {_describe(given[n])}" for n in given if tensors[n]]
+        large = {name: value for name, value in given.items() if tensors(value)}
+        call = [n if n in large else f"{n}={reprlib.repr(v)}" for n, v in given.items()]
+        width = max(map(len, large), default=0)
+        lines = [f"    {name:<{width}}  {_describe(value)}" for name, value in large.items()]
         title = f"with {', '.join(call)}" if self.use else f"{self.name}({', '.join(call)})"
         return "\n".join([f"  {title}", *lines])
 
@@ -504,12 +504,12 @@ def _limited(text: str) -> str:
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def _tensors(value: Any) -> list[Tensor | np.ndarray]:
+def tensors(value: Any) -> list[Tensor | np.ndarray]:
     """Each tensor in ``value``."""
     if isinstance(value, Tensor | np.ndarray):
         return [value]
     items = value.values() if isinstance(value, dict) else value
-    parts = map(_tensors, items) if isinstance(value, tuple | list | dict) else ()
+    parts = map(tensors, items) if isinstance(value, tuple | list | dict) else ()
     return list(itertools.chain.from_iterable(parts))
 
 
@@ -522,7 +522,7 @@ def _describe(value: Any) -> str:
         texts = [
             str(tuple(item.shape)) if isinstance(item, Tensor | np.ndarray) else f"[{shapes(item)}]"
             for item in (items.values() if isinstance(items, dict) else items)
-            if _tensors(item)
+            if tensors(item)
         ]
         runs = [(text, len(list(same))) for text, same in itertools.groupby(texts)]
         return ", ".join(f"{count} × {text}" if count > 2 else text for text, count in runs)
