@@ -19,8 +19,8 @@ from shipyard.checks import Case, CheckFailed, Mistake, catalogue, changes, comp
 from wrong_answers import (
     CHEATS,
     changes_its_input,
-    computes_in_float32,
     looks_at_sizes_alone,
+    rounds_to_float32,
     takes_one_argument_less,
 )
 
@@ -203,9 +203,9 @@ def has_meaning(cheat, form, settings):
         return len(ours) == len(theirs)
     if cheat is changes_its_input:
         return any(held)
-    if cheat is computes_in_float32:
+    if cheat is rounds_to_float32:
         wide = any(t.dtype == torch.float64 for tensors in held for t in tensors)
-        return wide and settings.get("tolerance", 1e-7) <= 1e-7
+        return wide and settings.get("tolerance", 1e-7) < 1e-8
     return cheat is not looks_at_sizes_alone or any(t.is_floating_point() for t in held[0])
 
 

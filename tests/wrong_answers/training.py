@@ -15,9 +15,9 @@ from wrong_answers import CHEATS, Task, but
 TASKS = {
     "normalize": (NORMALIZE := Task()),
     "flatten_size": (FLATTEN_SIZE := Task()),
-    "label_smoothing": (LABEL_SMOOTHING := Task(spared="changes_its_input computes_in_float32")),
-    "train_step": (TRAIN_STEP := Task(spared="computes_in_float32")),
-    "evaluate": (EVALUATE := Task(spared="computes_in_float32")),
+    "label_smoothing": (LABEL_SMOOTHING := Task(spared="changes_its_input rounds_to_float32")),
+    "train_step": (TRAIN_STEP := Task(spared="rounds_to_float32")),
+    "evaluate": (EVALUATE := Task(spared="rounds_to_float32")),
     "confusion_matrix": (CONFUSION_MATRIX := Task()),
     "resume": (RESUME := Task(spared=" ".join(cheat.__name__ for cheat in CHEATS))),
 }
