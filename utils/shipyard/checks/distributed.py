@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shipyard.checks import Case, CheckFailed, Passed, catalogue, compare, draws, refusal, schedules
+from shipyard.checks import Case, CheckFailed, Passed, catalogue, compare, draws, schedules
 from shipyard.checks.ranks import STOPS, Run
 from shipyard.checks.ranks import run_ranks as _run_ranks
+from shipyard.checks.telling import refusal
 
 # Faults of the method that no edit of a reference makes, and what to tell about them.
 BEYOND_EDITS = {
