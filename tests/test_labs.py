@@ -105,14 +105,15 @@ def test_a_wrong_answer_in_the_lab_gets_its_own_diagnosis_in_the_marks(
     solution, tmp_path, monkeypatch
 ):
     task = tasks_of(solution)[0]
-    function, diagnosis = next(iter(bank_of(solution).TASKS[task].wrong.values()))
+    name, (_, diagnosis) = next(iter(bank_of(solution).TASKS[task].wrong.items()))
     lab = authoring.read(ROOT / "labs" / solution.name)
     (cell,) = [c for c in lab.cells if c.metadata["nbgrader"]["grade_id"] == task]
-    cell.source = f"from {function.__module__} import {function.__name__} as {task}"
+    bank = f"from {bank_of(solution).__name__} import TASKS"
+    cell.source = f"{bank}\n{task}, _ = TASKS[{task!r}].wrong[{name!r}]"
     authoring.write(lab, tmp_path / solution.name)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     score = authoring.grade(tmp_path / solution.name, solution.parent, timeout=60)
-    assert {t.task: t.diagnosis for t in score.tasks}[task] == diagnosis, function.__name__
+    assert {t.task: t.diagnosis for t in score.tasks}[task] == diagnosis, name
 
 
 @pytest.mark.slow
