@@ -16,56 +16,6 @@ import torch
 from torch import Tensor
 
 Layer = tuple[Tensor, Tensor]  # weight (out, in), bias (out)
-Step = tuple[str | int, ...]  # an operation, and the places of what it is applied to
-
-
-# --- the computation graph ------------------------------------------------------------------------
-
-
-def backward_graph(
-    inputs: Sequence[float], steps: Sequence[Step]
-) -> tuple[list[float], list[float]]:
-    """Run a computation graph forwards, then backwards: (values, gradients of the last one).
-
-    Args:
-        inputs: the numbers that go in; they have the places 0, 1, …
-        steps: one operation each, ``("mul", 0, 1)`` for the product of what stands at the places
-            0 and 1; its result gets the next place. Operations: "add", "sub", "mul" of two
-            places, "square", "relu" of one.
-
-    Returns:
-        The value at every place, and the derivative of the last value for each of them.
-
-    Raises:
-        ValueError: an operation is unknown.
-    """
-    values, slopes = list(map(float, inputs)), []
-    for name, *places in steps:
-        value, slope = _apply(name, *(values[place] for place in places))
-        values.append(value)
-        slopes.append(slope)
-    gradients = [0.0] * (len(values) - 1) + [1.0]
-    results = range(len(inputs), len(values))
-    for place, (_, *parents), slope in reversed(list(zip(results, steps, slopes, strict=True))):
-        for parent, along in zip(parents, slope, strict=True):
-            gradients[parent] += along * gradients[place]  # += : the sum over all ways
-    return values, gradients
-
-
-def _apply(name: str, a: float, b: float = 0.0) -> tuple[float, tuple[float, ...]]:
-    """The value of one operation, and its derivatives for its operands."""
-    match name:
-        case "add":
-            return a + b, (1.0, 1.0)
-        case "sub":
-            return a - b, (1.0, -1.0)
-        case "mul":
-            return a * b, (b, a)
-        case "square":
-            return a * a, (2 * a,)
-        case "relu":
-            return max(a, 0.0), (float(a > 0),)
-    raise ValueError(f"The operation is {name!r}; expected add, sub, mul, square or relu.")
 
 
 # --- layers ---------------------------------------------------------------------------------------
