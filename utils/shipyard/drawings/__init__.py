@@ -4,16 +4,24 @@
 finished drawings; a lesson shows one with ``drawings.lstm_cell().show()``.
 """
 
-from shipyard.drawings.attention import attention_head
+from shipyard.drawings.attention import attention_head, kv_cache, transformer_block
 from shipyard.drawings.convolution import convolution_volume
+from shipyard.drawings.networks import computation_graph, layer, mlp, neuron
 from shipyard.drawings.paper import Drawing, Shape
-from shipyard.drawings.recurrent import gru_cell, lstm_cell
+from shipyard.drawings.recurrent import gru_cell, lstm_cell, rnn_unrolled
 
 __all__ = [
     "Drawing",
     "Shape",
     "attention_head",
+    "computation_graph",
     "convolution_volume",
     "gru_cell",
+    "kv_cache",
+    "layer",
     "lstm_cell",
+    "mlp",
+    "neuron",
+    "rnn_unrolled",
+    "transformer_block",
 ]
