@@ -5,6 +5,7 @@ finished drawings; a lesson shows one with ``drawings.lstm_cell().show()``.
 """
 
 from shipyard.drawings.attention import attention_head
+from shipyard.drawings.compression import channel_groups, distillation, ways_to_shrink
 from shipyard.drawings.convolution import convolution_volume
 from shipyard.drawings.paper import Drawing, Shape
 from shipyard.drawings.recurrent import gru_cell, lstm_cell
@@ -13,7 +14,10 @@ __all__ = [
     "Drawing",
     "Shape",
     "attention_head",
+    "channel_groups",
     "convolution_volume",
+    "distillation",
     "gru_cell",
     "lstm_cell",
+    "ways_to_shrink",
 ]
