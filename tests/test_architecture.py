@@ -70,6 +70,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"runtime", "number_formats", "data", "text", "models", "training", "metrics"},
         {"torch"},
     ),
+    "compression": ({"runtime", "metrics", "compression"}, {"torch", "torch_pruning"}),
     "distributed": ({"runtime", "number_formats", "training", "distributed"}, {"torch"}),
     "onnx_export": ({"runtime"}, {"torch", "numpy", "onnx", "onnxscript", "onnxruntime"}),
     "serving": ({"serving"}, {"onnxruntime", "numpy", "PIL", "fastapi", "starlette", "uvicorn"}),

@@ -5,6 +5,7 @@ finished drawings; a lesson shows one with ``drawings.lstm_cell().show()``.
 """
 
 from shipyard.drawings.attention import attention_head, kv_cache, transformer_block
+from shipyard.drawings.compression import channel_groups, distillation, ways_to_shrink
 from shipyard.drawings.convolution import convolution_volume
 from shipyard.drawings.networks import computation_graph, layer, mlp, neuron
 from shipyard.drawings.paper import Drawing, Shape
@@ -14,8 +15,10 @@ __all__ = [
     "Drawing",
     "Shape",
     "attention_head",
+    "channel_groups",
     "computation_graph",
     "convolution_volume",
+    "distillation",
     "gru_cell",
     "kv_cache",
     "layer",
@@ -24,4 +27,5 @@ __all__ = [
     "neuron",
     "rnn_unrolled",
     "transformer_block",
+    "ways_to_shrink",
 ]
