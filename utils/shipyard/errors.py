@@ -29,6 +29,10 @@ class RecipeError(ShipyardError):
     """A setting of a recipe does not fit; the message says which and what to do."""
 
 
+class CompressionError(ShipyardError):
+    """A network cannot be made smaller as asked; the message names the layer and what to do."""
+
+
 class ExportError(ShipyardError):
     """The model could not be exported or compared; the message says why and what to do."""
 
