@@ -53,15 +53,15 @@ class Grid:
         return self.dequantize(self.quantize(x))
 
     def straight_through(self, x: Tensor) -> Tensor:
-        """`round`, with the gradient of the clamp: 1 inside the grid's range, 0 outside.
+        """`round`, with gradient 1 where a number of the grid was at hand, 0 where x was clamped.
 
         Source: Y. Bengio, N. Léonard, A. Courville, "Estimating or propagating gradients through
-        stochastic neurons for conditional computation", 2013.
+        stochastic neurons for conditional computation", 2013; the edges as in torch.
         """
-        low = self.scale * (self.lowest - self.zero_point)
-        high = self.scale * (self.highest - self.zero_point)
-        inside = torch.minimum(torch.maximum(x, low), high)
-        return inside + (self.round(x) - inside).detach()
+        k = torch.round(x / self.scale) + self.zero_point
+        inside = (k >= self.lowest) & (k <= self.highest)
+        passed = torch.where(inside, x, x.detach())
+        return passed + (self.round(x) - passed).detach()
 
 
 def levels(bits: int, scheme: str) -> tuple[int, int]:
@@ -123,7 +123,9 @@ def grid_of(
         CompressionError: ``x`` is empty or holds NaN or infinity.
     """
     require_numbers(x, name)
-    others = [d for d in range(x.dim()) if axis is None or d != axis % x.dim()]
+    if axis is None:
+        return grid_for(x.min(), x.max(), bits, scheme)
+    others = [d for d in range(x.dim()) if d != axis % x.dim()]
     low, high = (x.amin(others, keepdim=True), x.amax(others, keepdim=True)) if others else (x, x)
     return grid_for(low, high, bits, scheme)
 

@@ -7,6 +7,7 @@ finished drawings; a lesson shows one with ``drawings.lstm_cell().show()``.
 from shipyard.drawings.attention import attention_head
 from shipyard.drawings.convolution import convolution_volume
 from shipyard.drawings.paper import Drawing, Shape
+from shipyard.drawings.quantization import int8_layer, rounding_grid, straight_through
 from shipyard.drawings.recurrent import gru_cell, lstm_cell
 
 __all__ = [
@@ -15,5 +16,8 @@ __all__ = [
     "attention_head",
     "convolution_volume",
     "gru_cell",
+    "int8_layer",
     "lstm_cell",
+    "rounding_grid",
+    "straight_through",
 ]
