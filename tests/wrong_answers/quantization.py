@@ -182,9 +182,8 @@ def has_no_bias(weight, bias, gamma, beta, mean, var, eps=1e-5):
 def uses_einsum(weight, bias, gamma, beta, mean, var, eps=1e-5):
     factor = gamma * (var + eps).rsqrt()
     moved = beta - mean * factor
-    return torch.einsum("oihw,o->oihw", weight, factor), moved + (
-        0 if bias is None else bias
-    ) * factor
+    moved = moved if bias is None else moved + bias * factor
+    return torch.einsum("oihw,o->oihw", weight, factor), moved
 
 
 @FOLD.passes
@@ -225,9 +224,8 @@ def adds_up_in_python(x, x_zero, weight, bias, multiplier, shift, y_zero):
     rows = []
     for row in x.tolist():
         out = []
-        for w, b, m, n in zip(
-            *(t.tolist() for t in (weight, bias, multiplier, shift)), strict=True
-        ):
+        lists = (t.tolist() for t in (weight, bias, multiplier, shift))
+        for w, b, m, n in zip(*lists, strict=True):
             a = b + sum((p - x_zero) * q for p, q in zip(row, w, strict=True))
             out.append(min(255, max(0, ((a * m + (1 << n - 1)) >> n) + y_zero)))
         rows.append(out)
@@ -266,9 +264,8 @@ def adds_up_batch_by_batch(batches, bits=8, steps=100):
     for n in range(1, steps + 1):
         bound = top * n / steps
         s = bound / q
-        errors[bound] = sum(
-            ((b.clamp(-bound, bound) / s).round() * s - b).pow(2).sum() for b in batches
-        )
+        kept = [(b.clamp(-bound, bound) / s).round() * s for b in batches]
+        errors[bound] = sum((k - b).pow(2).sum() for k, b in zip(kept, batches, strict=True))
     return min(errors, key=errors.get)
 
 

@@ -135,7 +135,7 @@ def check_quantize_dequantize(candidate: Callable) -> Passed:
         Case(3 * draw(3, 5), scales(), torch.tensor(9), 0, 15),
         Case(2 * draw(4, 3), scales(), torch.tensor(0), -7, 7),
         Case(3 * draw(3, 4), scales(3, 1), torch.tensor([[2], [0], [7]]), 0, 7),
-        Case(draw(2, 3, 2, 5), scales(3, 1, 1), torch.tensor([[[1]], [[-3]], [[4]]]), -8, 7),
+        Case(4 * draw(4, 3, 2, 5), scales(3, 1, 1), torch.tensor([[[1]], [[-3]], [[4]]]), -8, 7),
         Case(40 * draw(1, 1), scales(), torch.tensor(128), 0, 255),
     ]
     return compare(
@@ -178,8 +178,8 @@ def check_fake_quantize(candidate: Callable) -> Passed:
         return Case(x, scale, torch.tensor(zero_point), lowest, highest)
 
     cases = [
-        case((9,), 0.7, 3, 0, 7),
-        case((5, 7), 0.3, 0, -7, 7),
+        case((23,), 0.7, 3, 0, 7),
+        case((9, 7), 0.5, 0, -7, 7),
         case((2, 3, 5), 0.4, 7, 0, 15),
         case((3, 3), 1.1, -1, -4, 3),
         case((1, 1), 0.05, 128, 0, 255),
@@ -259,7 +259,8 @@ def check_calibrate(candidate: Callable) -> Passed:
         Case([draw(60), 4 * draw(50), draw(70) / 2], bits=3, steps=40),
         Case([-(draw(90).abs() ** 2), draw(20)], bits=4, steps=50),
         Case([draw(2, 3, 5, 7), 2 * draw(3, 3, 5, 7)], 2),
-        Case([draw(300) ** 3]),
+        Case([draw(2000) ** 5]),
+        Case([draw(400) ** 7, draw(300)], bits=2, steps=6),
         Case([draw(1, 1)], bits=4, steps=10),
     ]
     return compare(candidate, reference=calibrate, cases=cases, tolerance=1e-10)

@@ -83,10 +83,8 @@ def grid_for(low: Tensor, high: Tensor, bits: int = 8, scheme: str = "affine") -
     """
     lowest, highest = levels(bits, scheme)
     low, high = low.clamp(max=0), high.clamp(min=0)
-    if scheme == "symmetric":
-        scale = torch.maximum(-low, high) / highest
-    else:
-        scale = (high - low) / highest
+    width = torch.maximum(-low, high) if scheme == "symmetric" else high - low
+    scale = width / highest
     # below the smallest normal number 1 / scale would be infinite
     scale = torch.where(scale > torch.finfo(scale.dtype).tiny, scale, 1.0)
     zero_point = torch.zeros_like(scale) if scheme == "symmetric" else torch.round(-low / scale)
@@ -281,7 +279,7 @@ def as_multiplier(factor: Tensor, bits: int = 31) -> tuple[Tensor, Tensor]:
 
 
 def requantize(accumulator: Tensor, multiplier: Tensor, shift: Tensor) -> Tensor:
-    """round(accumulator · multiplier / 2^shift) in whole numbers: add half of 2^shift, then shift."""
+    """round(accumulator · multiplier / 2^shift): add half of 2^shift, then shift."""
     return (accumulator.long() * multiplier + (1 << (shift - 1))) >> shift
 
 
@@ -339,8 +337,8 @@ def kmeans(values: Tensor, bits: int, iterations: int = 25) -> tuple[Tensor, Ten
 def float_values(exponent_bits: int, mantissa_bits: int, bias: int, highest: float) -> Tensor:
     """Every number from 0 to ``highest`` that a small floating-point format holds, ascending.
 
-    (1 + m / 2^M) · 2^(e − bias) for the exponent e ≥ 1 and the mantissa m, and m / 2^M · 2^(1 − bias)
-    for e = 0: the numbers nearest to 0, which lie evenly.
+    (1 + m / 2^M) · 2^(e − bias) for the exponent e ≥ 1 and the mantissa m; for e = 0, which is
+    nearest to 0, m / 2^M · 2^(1 − bias).
     """
     m = torch.arange(2**mantissa_bits, dtype=torch.float64) / 2**mantissa_bits
     e = torch.arange(1, 2**exponent_bits, dtype=torch.float64)

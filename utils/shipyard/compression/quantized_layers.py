@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
 
 
 def _fold_inside(sequence: nn.Sequential, name: str) -> None:
-    for place, (conv, norm) in enumerate(zip(sequence[:-1], sequence[1:], strict=True)):
+    for place, (conv, norm) in enumerate(pairwise(sequence)):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             if norm.running_mean is None or norm.weight is None:
                 raise CompressionError(
