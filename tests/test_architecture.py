@@ -70,7 +70,10 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"runtime", "number_formats", "data", "text", "models", "training", "metrics"},
         {"torch"},
     ),
-    "compression": ({"runtime", "metrics", "compression"}, {"torch", "torch_pruning"}),
+    "compression": (
+        {"runtime", "processor", "metrics", "compression"},
+        {"torch", "torch_pruning", "onnx", "onnxruntime"},
+    ),
     "distributed": ({"runtime", "number_formats", "training", "distributed"}, {"torch"}),
     "onnx_export": ({"runtime"}, {"torch", "numpy", "onnx", "onnxscript", "onnxruntime"}),
     "serving": ({"serving"}, {"onnxruntime", "numpy", "PIL", "fastapi", "starlette", "uvicorn"}),
@@ -80,7 +83,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "drawings": ({"plots", "drawings"}, {"matplotlib", "numpy"}),
     "explorers": (
-        {MATHEMATICS, "plots", "explorers"},
+        {MATHEMATICS, "compression", "plots", "explorers"},
         {"matplotlib", "IPython", "ipywidgets", "numpy", "PIL", "torch"},
     ),
     "checks": ({"checks"}, {"torch", "numpy", "IPython"}),

@@ -9,6 +9,7 @@ from shipyard.drawings.compression import channel_groups, distillation, ways_to_
 from shipyard.drawings.convolution import convolution_volume
 from shipyard.drawings.networks import computation_graph, layer, mlp, neuron
 from shipyard.drawings.paper import Drawing, Shape
+from shipyard.drawings.quantization import int8_layer, rounding_grid, straight_through
 from shipyard.drawings.recurrent import gru_cell, lstm_cell, rnn_unrolled
 
 __all__ = [
@@ -20,12 +21,15 @@ __all__ = [
     "convolution_volume",
     "distillation",
     "gru_cell",
+    "int8_layer",
     "kv_cache",
     "layer",
     "lstm_cell",
     "mlp",
     "neuron",
     "rnn_unrolled",
+    "rounding_grid",
+    "straight_through",
     "transformer_block",
     "ways_to_shrink",
 ]
