@@ -20,7 +20,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from shipyard.checks import Case, Passed, compare, draws, require_signature
+from shipyard.checks import Case, CheckFailed, Passed, compare, draws, require_signature
 
 # --- the references -----------------------------------------------------------------------------
 
@@ -221,7 +221,14 @@ def _in_onnx_runtime(function: Callable, model: _Network, example: Tensor) -> li
     with _quiet():
         content = function(network, example)
     if not isinstance(content, bytes):
-        return content and [f"no bytes, but {type(content).__name__}"]
+        if content is None:
+            return None
+        raise CheckFailed(
+            f"dynamic_batch is not right yet: it returned a {type(content).__name__}.\n\n"
+            "A file is bytes. torch.onnx.export returns a program; the model of its attribute\n"
+            "model_proto becomes bytes by SerializeToString().",
+            "not-bytes",
+        )
     session, plain = _session(content), _session(content, optimized=False)
     (feed, *_), (result, *_) = session.get_inputs(), session.get_outputs()
     size = feed.shape[0]
