@@ -49,9 +49,10 @@ def quiet_exporter() -> Iterator[None]:
 
     Errors still come through. Outside the block every logger and filter is as it was.
     """
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    names = ("torch.onnx._internal.exporter._registration", "torch.fx.experimental.symbolic_shapes")
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
@@ -59,7 +60,8 @@ def quiet_exporter() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*_flat_weights", category=UserWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from shipyard.drawings.paper import Drawing
 
 
@@ -26,14 +28,14 @@ def onnx_graph() -> Drawing:
         weight = d.tensor(node.x - 60, above, rows, columns, "weights", f"$W_{place}$", cell=9)
         bias = d.tensor(node.x + 62, above, 1, rows, "weights", f"$b_{place}$", cell=9)
         d.note(node.x - 60 + 5 * columns + 12, above + 14, f"({out})", "left")
-        for stored, side in ((weight, -18), (bias, 18)):
+        for stored, at in ((weight, node.x - 18), (bias, node.x + 18)):
             turn = row - 56
-            d.wire(stored.bottom, (stored.x, turn), (node.x + side, turn), (node.x + side, row - 21))
+            d.wire(stored.bottom, (stored.x, turn), (at, turn), (at, row - 21))
     for before, after, name in ((x, first, "x"), (first, relu, "h"), (relu, last, "r"),
                                 (last, y, "y")):  # fmt: skip
         d.wire(before.right, after.left)
         d.label((before.right[0] + after.left[0]) / 2, row - 13, f"${name}$", size=11)
-    d.note(464, row + 34, "operators stand in an order in which each input is there before it is used")
+    d.note(464, row + 34, "the order of the nodes: each input is there before it is used")
     d.box(150, 308, "opset 20", "plain", 128, 32)
     d.note(224, 308, "which version of each operator is meant", "left")
     d.box(610, 308, "metadata", "plain", 128, 32)
@@ -64,7 +66,7 @@ def export_steps() -> Drawing:
         d.box(790, row, "its graph", "data", 88, 44),
         d.box(898, row, "answers", "values", 76, 44),
     ]
-    for before, after in zip(stations, stations[1:], strict=False):
+    for before, after in pairwise(stations):
         d.wire(before.right, after.left)
     steps = ((151, "capture"), (298, "translate"), (444, "optimise"), (712, "optimise"),
              (848, "run"))  # fmt: skip
