@@ -107,7 +107,7 @@ def test_the_page_gives_the_probabilities_of_python(page, folder):
         )
         got = dict(rows)
         assert [p for _, p in rows] == sorted(got.values(), reverse=True)
-        np.testing.assert_allclose([got[name] for name in NAMES], expected[0], atol=1e-6)
+        np.testing.assert_allclose([got[name] for name in NAMES], expected[0], rtol=0, atol=1e-6)
         assert page.inner_text("#error") == ""
 
 

@@ -7,6 +7,7 @@ is the torch network itself, so that only the learner's files are made.
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import math
 import warnings
@@ -137,6 +138,8 @@ def check_export_parity(candidate: Callable) -> Passed:
         case([3, 4, 3], 3, _Off(shift=2.0), only_at=3),
         case([5, 2, 4], 4, _Off(nan_above=2.0)),
         case([6, 4], 5, _Off(shift=0.01), scale=30.0),  # small for the largest, not for small ones
+        case([4, 3], 3, _Off(shift=8e-6), scale=1e-3),  # only atol lets them pass
+        case([4, 3], 3, _Off(shift=1.3e-5), scale=1e-3),
         case([8], 3, _Off(scale=-1.0)),
         case([1, 1], 2, _Off()),
     ]
@@ -203,6 +206,23 @@ class _Layer:
         return self.kind(*self.args)
 
 
+def _once_for_each_edit(use: Callable) -> Callable:
+    """``use``, which remembers what an edit of a reference did: each export takes a second."""
+    known = {}
+
+    @functools.wraps(use)
+    def remembering(function, network, *rest, **options):
+        code = getattr(function, "__code__", None)
+        if code is None or not code.co_filename.endswith(", edited>"):
+            return use(function, network, *rest, **options)
+        key = function, network.text, *(x.sum().item() for x in rest if isinstance(x, Tensor))
+        if key not in known:
+            known[key] = use(function, network, *rest, **options)
+        return known[key]
+
+    return remembering
+
+
 SIZES = (1, 2, 5)
 _FILE_FACTS = (
     "the name of the input", "the name of the output", "the input's batch axis",
@@ -210,6 +230,7 @@ _FILE_FACTS = (
 )  # fmt: skip
 
 
+@_once_for_each_edit
 def _in_onnx_runtime(function: Callable, model: _Network, example: Tensor) -> list | None:
     """What can be seen of the file, as `_FILE_FACTS` says; of the truth without a file."""
     network, truth = model.make(), model.make().eval()
@@ -269,6 +290,7 @@ _MODULE_FACTS = (
 )  # fmt: skip
 
 
+@_once_for_each_edit
 def _from_pixels(
     function: Callable, model: _Network, mean: Tensor, std: Tensor, height: int, width: int,
     exported: bool = False,
@@ -366,7 +388,8 @@ def _files() -> list[bytes]:
                    then_branch=_branch([node("MatMul", ["x", "u"], ["z"])], "z", [w("u", 4, 5)]),
                    else_branch=_branch([inner, node("Relu", ["t"], ["t2"])], "t2"))]  # fmt: skip
     fused = [node("FusedConv", ["x", "f"], ["a"], domain="com.microsoft", activation="Relu")]
-    fused += [node("Conv", ["a", "g"], ["y"])]
+    fused += [node("Conv", ["a", "g"], ["c1"]), node("Conv", ["c1", "g"], ["c2"])]
+    fused += [node("Conv", ["c2", "g"], ["y"])]
     return [
         _file(dense, [w("w1", 4, 7), w("b1", 7), w("w2", 7, 3, raw=False), w("b2", 3)]),
         _file(shared, [w("w", 4, 4), w("shape", 2, dtype="int64"), w("scale")]),
