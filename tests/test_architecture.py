@@ -86,7 +86,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {MATHEMATICS, "compression", "plots", "explorers"},
         {"matplotlib", "IPython", "ipywidgets", "numpy", "PIL", "torch"},
     ),
-    "checks": ({"checks"}, {"torch", "numpy", "IPython"}),
+    "checks": ({"checks"}, {"torch", "numpy", "IPython", "onnx", "onnxruntime"}),
     "authoring": (
         {"authoring", "checks"},
         {"nbformat", "nbclient", "nbconvert", "papermill", "nbgrader", "IPython", "traitlets"},

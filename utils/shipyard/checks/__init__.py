@@ -277,8 +277,13 @@ class _Task:
     ) -> tuple[str, list[str]]:
         """(slug, paragraphs): which mistake it is; ("", []) where nothing is known of it."""
         failing = [attempt for attempt in attempts if attempt.slug]
-        found = [(mistake, self.explained(mistake, attempts)) for mistake in mistakes]
-        mistake, explained = max(found, key=lambda pair: pair[1], default=(None, 0))
+        mistake, explained = None, 0
+        for known in mistakes:
+            count = self.explained(known, attempts)
+            if count > explained:
+                mistake, explained = known, count
+            if explained == len(failing):
+                break  # no later one can explain more, and to try it may take long
         share = f"{explained} of the {len(failing)} cases that fail"
         if explained and 2 * explained >= len(failing):
             parts = [f"What went wrong ({mistake.slug}):\n{_paragraph(mistake.advice)}"]

@@ -7,6 +7,7 @@ finished drawings; a lesson shows one with ``drawings.lstm_cell().show()``.
 from shipyard.drawings.attention import attention_head, kv_cache, transformer_block
 from shipyard.drawings.compression import channel_groups, distillation, ways_to_shrink
 from shipyard.drawings.convolution import convolution_volume
+from shipyard.drawings.graphs import export_steps, onnx_graph
 from shipyard.drawings.networks import computation_graph, layer, mlp, neuron
 from shipyard.drawings.paper import Drawing, Shape
 from shipyard.drawings.quantization import int8_layer, rounding_grid, straight_through
@@ -20,6 +21,7 @@ __all__ = [
     "computation_graph",
     "convolution_volume",
     "distillation",
+    "export_steps",
     "gru_cell",
     "int8_layer",
     "kv_cache",
@@ -27,6 +29,7 @@ __all__ = [
     "lstm_cell",
     "mlp",
     "neuron",
+    "onnx_graph",
     "rnn_unrolled",
     "rounding_grid",
     "straight_through",
