@@ -38,7 +38,7 @@ PICTURE = {
 TENSORS = {
     "required": True,
     "content": {
-        "application/json": {"schema": {"type": "object", "required": ["inputs"]}},
+        "application/json": {"schema": protocol.REQUEST_SCHEMA},
         "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     },
 }
@@ -60,6 +60,31 @@ class Application(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self
         await self.envelope(scope, receive, send)
+
+    def openapi(self) -> dict:
+        """FastAPI's description, with the one name and version that the model here has."""
+        if self.openapi_schema is None:
+            for path, operations in super().openapi()["paths"].items():
+                for operation in operations.values():
+                    if "{name}" in path:
+                        operation["parameters"] = self._names_in(path)
+        return self.openapi_schema
+
+    def _names_in(self, path: str) -> list[dict]:
+        known = {
+            "name": self.state.classifier.name,
+            "version": self.state.classifier.version,
+        }
+        return [
+            {
+                "name": part,
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string", "enum": [value]},
+            }
+            for part, value in known.items()
+            if f"{{{part}}}" in path
+        ]
 
 
 def create_app(
