@@ -81,8 +81,8 @@ class Target:
 def main() -> None:
     arguments = parse()
     model = arguments.model or make_model(arguments.cache)
-    session = serving.load_model(model).session
-    feed, classifier = session.get_inputs()[0].name, serving.load_model(model)
+    classifier = serving.load_model(model)
+    session, feed = classifier.session, classifier.session.get_inputs()[0].name
     size = (1, 3, classifier.input.height, classifier.input.width)
     picture = np.random.default_rng(0).normal(size=size).astype(np.float32)
     expected = session.run(None, {feed: picture})[0]
@@ -146,7 +146,7 @@ def make_model(cache: Path) -> Path:
 
 def targets(arguments, model: Path, picture: np.ndarray) -> Iterator[tuple[str, object]]:
     """(name, `Target`) of ours and of each peer, or (name, `CannotRun`)."""
-    name = serving.load_model(model).name
+    classifier = serving.load_model(model)
     tensor = {"name": "images", "shape": picture.shape, "datatype": "FP32"}
     as_json = json.dumps({"inputs": [{**tensor, "data": picture.ravel().tolist()}]}).encode()
     raw = picture.tobytes()
@@ -159,11 +159,12 @@ def targets(arguments, model: Path, picture: np.ndarray) -> Iterator[tuple[str, 
         options = ["--port", str(port)]
         return [sys.executable, "-m", "shipyard.cli", "serve", str(model), *options]
 
-    path = f"/v2/models/{name}/infer"
+    path = f"/v2/models/{classifier.name}/infer"
+    read = functools.partial(from_binary, len(classifier.classes))
     yield "ours, JSON", Target("ours, JSON", ours, path, as_json, json_headers, from_v2)
     binary = {"Content-Type": "application/octet-stream",
               "Inference-Header-Content-Length": str(len(head))}  # fmt: skip
-    yield "ours, binary", Target("ours, binary", ours, path, head + raw, binary, from_binary)
+    yield "ours, binary", Target("ours, binary", ours, path, head + raw, binary, read)
     for peer in arguments.peers:
         script = HERE / "peers" / f"{peer}_peer.py"
         try:
@@ -192,8 +193,8 @@ def from_list(body: bytes) -> np.ndarray:
     return np.array(json.loads(body), np.float32)
 
 
-def from_binary(body: bytes) -> np.ndarray:
-    return np.frombuffer(body[-4 * len(CLASSES) :], "<f4")
+def from_binary(classes: int, body: bytes) -> np.ndarray:
+    return np.frombuffer(body[-4 * classes :], "<f4")
 
 
 def environment(requirement: str, cache: Path) -> str:
@@ -417,8 +418,8 @@ def report(record: dict) -> str:
         if server["rounds"] and not name.startswith("ours")
     ]
     ours = record["servers"]["ours, JSON"]["rounds"]
-    if best and ours:
-        times = statistics.median(r["rate"] for r in ours) / max(max(best), 1e-9)
+    if any(best) and ours:
+        times = statistics.median(r["rate"] for r in ours) / max(best)
         lines.append(f"ours, in JSON, bears {times:.2f} times the rate of the best peer")
     return "\n".join(lines)
 

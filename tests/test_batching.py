@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shipyard.serving import MicroBatcher, QueueFull
+from shipyard.serving import MicroBatcher, QueueFull, ServingError
 
 
 def rows(*values):
@@ -136,7 +136,7 @@ def test_a_request_that_the_model_cannot_answer_fails_alone():
     "limits", [{"largest_batch": 0}, {"largest_batch": 9, "longest_queue": 8}, {"longest_wait": -1}]
 )
 def test_limits_that_make_no_sense_are_refused(limits):
-    with pytest.raises(ValueError, match="largest_batch ≤ longest_queue"):
+    with pytest.raises(ServingError, match="largest_batch ≤ longest_queue"):
         MicroBatcher(Model(), **limits)
 
 

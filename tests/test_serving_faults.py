@@ -359,6 +359,8 @@ def test_a_model_whose_answers_depend_on_the_batch_is_never_batched(tmp_path, ba
     classifier = serving.load_model(path)
     assert not classifier.can_batch
     with started(path, tmp_path, 0.05) as server:
+        model = httpx.get(f"{server.url}/v2/models/colours").json()
+        assert model["inputs"][0]["shape"] == [1, 3, 8, 8]
         outcomes = flood(server, 50, 0.5)
         assert {o.status for _, o in outcomes} == {200}
         for number, outcome in outcomes:

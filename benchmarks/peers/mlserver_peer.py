@@ -43,4 +43,5 @@ if __name__ == "__main__":
     (folder / "settings.json").write_text(json.dumps(server))
     (folder / "model-settings.json").write_text(json.dumps(runtime))
     os.environ.update(MODEL=model, PYTHONPATH=str(Path(__file__).parent))
-    os.execv(sys.executable, [sys.executable, "-m", "mlserver.cli", "start", str(folder)])
+    program = str(Path(sys.executable).with_name("mlserver"))
+    os.execv(program, [program, "start", str(folder)])

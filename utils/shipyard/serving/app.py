@@ -105,7 +105,7 @@ def create_app(
 
     Raises:
         ModelError: the file cannot be served.
-        ServingError: the API key is empty.
+        ServingError: the API key is empty, or the limits do not go together.
     """
     limits = limits or Limits()
     if api_key is not None and not api_key.strip():

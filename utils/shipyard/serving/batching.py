@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shipyard.errors import ServingError
+
 
 class QueueFull(Exception):  # noqa: N818 (an answer to the caller, not a defect)
     """The queue holds as much as it may; the caller should come back later."""
@@ -56,6 +58,9 @@ class MicroBatcher:
         largest_batch: rows that go through the model together at most.
         longest_wait: seconds that a request may wait for others to join it.
         longest_queue: rows that may wait; beyond them `put` refuses.
+
+    Raises:
+        ServingError: these limits do not go together.
     """
 
     def __init__(
@@ -67,9 +72,9 @@ class MicroBatcher:
         longest_queue: int = 64,
     ):
         if not 1 <= largest_batch <= longest_queue or longest_wait < 0:
-            raise ValueError(
-                "a batcher needs 1 ≤ largest_batch ≤ longest_queue and longest_wait ≥ 0, not "
-                f"{largest_batch}, {longest_queue} and {longest_wait}"
+            raise ServingError(
+                f"largest_batch is {largest_batch}, longest_queue {longest_queue} and longest_wait "
+                f"{longest_wait}. Give 1 ≤ largest_batch ≤ longest_queue and longest_wait ≥ 0."
             )
         self.model = model
         self.largest_batch = largest_batch

@@ -62,15 +62,19 @@ class InferRequest:
 
 
 def metadata(classifier: Classifier) -> dict:
-    """The model's name, version, and tensors; −1 stands for any number of rows."""
+    """The model's name, version, and tensors; −1 stands for any number of rows.
+
+    A model whose answers depend on the batch takes one row at a time.
+    """
     feed, output = classifier.session.get_inputs()[0], classifier.session.get_outputs()[0]
-    rows = (-1, 3, classifier.input.height, classifier.input.width)
+    batch = -1 if classifier.can_batch else 1
+    rows = (batch, 3, classifier.input.height, classifier.input.width)
     return {
         "name": classifier.name,
         "versions": [classifier.version],
         "platform": "onnxruntime_onnx",
         "inputs": [_tensor(feed.name, rows)],
-        "outputs": [_tensor(output.name, (-1, len(classifier.classes)))],
+        "outputs": [_tensor(output.name, (batch, len(classifier.classes)))],
     }
 
 
