@@ -448,6 +448,38 @@ def test_a_refused_request_gives_its_place_back(path):
     assert (app.state.house.requests, app.state.house.held_bytes) == (0, 0)
 
 
+def blocking(app):
+    """Make the app's decoders wait for the event that is returned."""
+    release, real = threading.Event(), app.state.classifier
+
+    class Slow(type(real)):
+        def preprocess(self, *arguments):
+            assert release.wait(20)
+            return super().preprocess(*arguments)
+
+    app.state.classifier = Slow(**vars(real))
+    return release
+
+
+@pytest.mark.parametrize(("requests", "said"), [(9, "being decoded or wait"), (2, "2 requests")])
+def test_pictures_that_wait_to_be_decoded_are_limited_and_given_up_too(path, requests, said):
+    limits = serving.Limits(
+        largest_batch=1, longest_queue=1, decoders=1, requests=requests, answer_seconds=0.5
+    )
+    app = serving.create_app(path, limits)
+    release = blocking(app)
+    post = {"content": colour("red"), "headers": PNG}
+    try:
+        replies = ask(app, *[("POST", "/predict", post)] * 4)
+    finally:
+        release.set()
+    assert sorted(reply.status_code for reply in replies) == [503, 503, 504, 504]
+    assert all(said in r.json()["error"] for r in replies if r.status_code == 503)
+    (reply,) = ask(app, ("POST", "/predict", post))
+    assert reply.status_code == 200
+    assert app.state.house.in_decoding == app.state.house.requests == 0
+
+
 def test_a_body_that_does_not_arrive_is_given_up(path):
     app = serving.create_app(path, serving.Limits(body_seconds=0.05))
 

@@ -120,6 +120,7 @@ def create_app(
     app.state.classifier = classifier
     app.state.tensors = protocol.metadata(classifier)
     app.state.batcher = MicroBatcher(
+        # Looked up for each batch, so that another one can take its place.
         lambda rows: app.state.classifier.logits(rows),
         largest_batch=limits.largest_batch if classifier.can_batch else 1,
         longest_wait=limits.longest_wait,
@@ -199,10 +200,12 @@ async def predict(request: Request, top: int | None = None) -> JSONResponse:
     with state.house.place() as body:
         data = await body.read(request)
         began = time.perf_counter()
-        rows = await asyncio.get_running_loop().run_in_executor(
-            state.decoders, lambda: classifier.preprocess(data, limits.max_pixels)[np.newaxis]
-        )
-        served = await _through_the_model(request, rows)
+        async with _deadline(limits):
+            with state.house.decoding():
+                image = await asyncio.get_running_loop().run_in_executor(
+                    state.decoders, classifier.preprocess, data, limits.max_pixels
+                )
+            served = await _through_the_model(request, image[np.newaxis])
     timing = _timing(request, served)
     milliseconds = 1e3 * (time.perf_counter() - began)
     answer = {**_ranking(classifier, served.rows[0], top), "milliseconds": milliseconds, **timing}
@@ -269,7 +272,8 @@ async def infer(request: Request) -> Response:
             data, request.headers.get(protocol.HEADER_LENGTH), state.tensors,
             state.batcher.largest_batch,
         )  # fmt: skip
-        served = await _through_the_model(request, asked.rows)
+        async with _deadline(state.house.limits):
+            served = await _through_the_model(request, asked.rows)
     content, headers = protocol.write_response(served.rows, asked, state.tensors)
     return Response(content, headers=headers | _server_timing(_timing(request, served)))
 
@@ -277,34 +281,39 @@ async def infer(request: Request) -> Response:
 # --- What they share ---------------------------------------------------------------------------
 
 
-async def _through_the_model(request: Request, rows: np.ndarray) -> Served:
-    """The rows (n, 3, height, width) after the model, in time and finite, or a refusal.
-
-    A client that hangs up takes its rows out of the queue.
-    """
-    state = request.app.state
-    seconds = state.house.limits.answer_seconds
-    future = state.batcher.put(rows)
-    watcher = asyncio.create_task(_until_client_is_gone(request))
-    watcher.add_done_callback(lambda _: _give_up(future, ClientDisconnect()))
-    timer = asyncio.get_running_loop().call_later(seconds, _give_up, future, TimeoutError())
+@asynccontextmanager
+async def _deadline(limits: Limits) -> AsyncIterator[None]:
+    """An answer in time, or 504; what waits for it leaves its queue."""
+    seconds = limits.answer_seconds
     try:
-        served = await future
+        async with asyncio.timeout(seconds):
+            yield
     except TimeoutError as error:
         raise Refused(
             504, f"No answer within {seconds:g} seconds.", "The request later, or a smaller batch."
         ) from error
+
+
+async def _through_the_model(request: Request, rows: np.ndarray) -> Served:
+    """The rows (n, 3, height, width) after the model, or a refusal.
+
+    A client that hangs up takes its rows out of the queue.
+    """
+    future = request.app.state.batcher.put(rows)
+
+    def leave(watcher: asyncio.Task) -> None:
+        if not future.done():
+            future.set_exception(ClientDisconnect())
+
+    watcher = asyncio.create_task(_until_client_is_gone(request))
+    watcher.add_done_callback(leave)
+    try:
+        served = await future
     finally:
-        timer.cancel()
         watcher.cancel()
     if not np.isfinite(served.rows).all():
         raise FloatingPointError(f"the model answered {served.rows}")  # a defect: 500
     return served
-
-
-def _give_up(future: asyncio.Future, reason: Exception) -> None:
-    if not future.done():
-        future.set_exception(reason)
 
 
 async def _until_client_is_gone(request: Request) -> None:

@@ -23,7 +23,8 @@ class Limits:
         largest_batch: rows that go through the model together, and rows of one request.
         longest_wait: seconds that a request waits for others to join its batch; at 0 only those
             form a batch that arrive while the model is busy.
-        longest_queue: rows that may wait for the model; beyond them the answer is 503.
+        longest_queue: rows that may wait for the model, and pictures that may wait to be decoded;
+            beyond them the answer is 503.
         answer_seconds: an answer that takes longer, from the end of the body, becomes 504.
         body_seconds: a body that takes longer to arrive is given up (408).
         max_bytes: a larger body is refused (413) as soon as that is known.
@@ -53,6 +54,18 @@ class House:
         self.limits = limits
         self.requests = 0
         self.held_bytes = 0
+        self.in_decoding = 0
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """A decoder, or a place in the queue for one, or a refusal at once."""
+        if self.in_decoding >= self.limits.decoders + self.limits.longest_queue:
+            raise overloaded(f"{self.in_decoding} pictures are being decoded or wait for it")
+        self.in_decoding += 1
+        try:
+            yield
+        finally:
+            self.in_decoding -= 1
 
     @contextmanager
     def place(self) -> Iterator[Body]:

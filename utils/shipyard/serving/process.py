@@ -25,6 +25,7 @@ from typing import IO
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.server import HANDLED_SIGNALS
 
 from shipyard.errors import ModelError, ServingError
 from shipyard.serving import logs
@@ -89,7 +90,7 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread may set handlers
             return
-        before = {s: signal.signal(s, self.handle_exit) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, self.handle_exit) for s in HANDLED_SIGNALS}
         try:
             yield
         finally:
