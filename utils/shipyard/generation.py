@@ -47,7 +47,7 @@ class PagedCache:
         return -(-length // self.page_size)
 
     def grow(self, table: list[int], length: int) -> bool:
-        """Let ``table`` have the pages for ``length`` positions; False, and none, if too few are free."""
+        """Let ``table`` have the pages for ``length`` positions; False, if too few are free."""
         missing = self.needed(length) - len(table)
         if missing > len(self.free):
             return False
