@@ -8,12 +8,17 @@ from shipyard.drawings.attention import attention_head
 from shipyard.drawings.convolution import convolution_volume
 from shipyard.drawings.paper import Drawing, Shape
 from shipyard.drawings.recurrent import gru_cell, lstm_cell
+from shipyard.drawings.serving import batch_schedules, batches_in_time, paged_cache, request_path
 
 __all__ = [
     "Drawing",
     "Shape",
     "attention_head",
+    "batch_schedules",
+    "batches_in_time",
     "convolution_volume",
     "gru_cell",
     "lstm_cell",
+    "paged_cache",
+    "request_path",
 ]
