@@ -88,7 +88,7 @@ def batches_in_time(
     for t in range(0, int(end) + 1, 5):
         d.wire((x(t), 203), (x(t), 209), width=1.5, arrow=False)
         d.note(x(t), 219, f"{t:g}")
-    d.note(x(end) + 24, 232, "time in ms", "right")
+    d.note(x(end) + 24, 238, "time in ms", "right")
     first = 0
     for number, (start, size, done) in enumerate(batches):
         fill, edge = SHADES[number % len(SHADES)]
