@@ -73,7 +73,10 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "distributed": ({"runtime", "number_formats", "training", "distributed"}, {"torch"}),
     "onnx_export": ({"runtime"}, {"torch", "numpy", "onnx", "onnxscript", "onnxruntime"}),
-    "serving": ({"serving"}, {"onnxruntime", "numpy", "PIL", "fastapi", "starlette", "uvicorn"}),
+    "serving": (
+        {"serving"},
+        {"onnxruntime", "numpy", "PIL", "fastapi", "starlette", "uvicorn", "pydantic_core"},
+    ),
     "plots": (
         {MATHEMATICS},
         {"matplotlib", "cycler", "IPython", "ipywidgets", "numpy", "PIL", "torch"},

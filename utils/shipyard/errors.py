@@ -55,3 +55,7 @@ class ModelError(ServingError):
 
 class ImageError(ServingError):
     """The bytes are not a picture that can be used."""
+
+
+class RequestError(ServingError):
+    """A request that breaks the inference protocol, or does not fit the model."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A loaded model. Thread-safe: several threads may predict at once."""
+    """A loaded model. Thread-safe: several threads may predict at once.
+
+    ``can_batch`` says whether a picture's answer is the same in any company. It is not where the
+    file takes one picture only, or where a scale is computed from the whole batch, as dynamic
+    quantization does.
+    """
 
     name: str
     version: str
@@ -32,6 +37,7 @@ class Classifier:
     input: InputSpec
     sha256: str
     bytes: int
+    can_batch: bool
     session: onnxruntime.InferenceSession = field(repr=False)
 
     def preprocess(self, data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -100,10 +106,11 @@ def load_model(path: str | os.PathLike[str], threads: int = 1) -> Classifier:
         input=spec,
         sha256=hashlib.sha256(content).hexdigest(),
         bytes=len(content),
+        can_batch=False,
         session=session,
     )
     _try_once(classifier, path)
-    return classifier
+    return replace(classifier, can_batch=_answers_do_not_depend_on_the_batch(classifier))
 
 
 def _open_session(content: bytes, path: Path, threads: int) -> onnxruntime.InferenceSession:
@@ -179,3 +186,22 @@ def _try_once(classifier: Classifier, path: Path) -> None:
             f"{path} answers nan or ∞ to a picture of ordinary numbers, so its weights are not "
             "finite or far too large. Train again from a checkpoint whose loss was finite."
         )
+
+
+def _answers_do_not_depend_on_the_batch(classifier: Classifier) -> bool:
+    """Whether three pictures, one of them far brighter, get together what each gets alone."""
+    height, width = classifier.input.height, classifier.input.width
+    images = np.random.default_rng(1).normal(size=(3, 3, height, width)) * [
+        [[[1]]],
+        [[[9]]],
+        [[[3]]],
+    ]
+    alone = np.concatenate([classifier.logits(image[np.newaxis]) for image in images])
+    try:
+        together = classifier.logits(images)
+    except Exception:  # a file that was exported for one picture at a time
+        return False
+    scale = np.abs(alone, where=np.isfinite(alone), out=np.zeros_like(alone)).max()
+    return alone.shape == together.shape and np.allclose(
+        alone, together, rtol=1e-3, atol=1e-4 * scale, equal_nan=True
+    )
