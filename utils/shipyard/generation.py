@@ -170,7 +170,7 @@ class Engine:
         self.waiting.append(request)
         return request
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def step(self) -> list[tuple[Generation, int]]:
         """One token more for each running request: the pairs (request, token)."""
         for request in [r for r in self.running if r.cancelled]:
