@@ -38,7 +38,7 @@ PICTURE = {
 TENSORS = {
     "required": True,
     "content": {
-        "application/json": {"schema": {"type": "object", "required": ["inputs"]}},
+        "application/json": {"schema": protocol.REQUEST_SCHEMA},
         "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     },
 }
@@ -60,6 +60,31 @@ class Application(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self
         await self.envelope(scope, receive, send)
+
+    def openapi(self) -> dict:
+        """FastAPI's description, with the one name and version that the model here has."""
+        if self.openapi_schema is None:
+            for path, operations in super().openapi()["paths"].items():
+                for operation in operations.values():
+                    if "{name}" in path:
+                        operation["parameters"] = self._names_in(path)
+        return self.openapi_schema
+
+    def _names_in(self, path: str) -> list[dict]:
+        known = {
+            "name": self.state.classifier.name,
+            "version": self.state.classifier.version,
+        }
+        return [
+            {
+                "name": part,
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string", "enum": [value]},
+            }
+            for part, value in known.items()
+            if f"{{{part}}}" in path
+        ]
 
 
 def create_app(
@@ -90,8 +115,8 @@ def create_app(
         api_key, title="Shipyard", version=classifier.version, docs_url=None, redoc_url=None,
         lifespan=_lifespan, exception_handlers=refusals.HANDLERS,
     )  # fmt: skip
+    app.include_router(plain_routes)  # first: they are asked most often
     app.include_router(routes)
-    app.include_router(plain_routes)
     app.state.classifier = classifier
     app.state.tensors = protocol.metadata(classifier)
     app.state.batcher = MicroBatcher(
@@ -261,23 +286,25 @@ async def _through_the_model(request: Request, rows: np.ndarray) -> Served:
     seconds = state.house.limits.answer_seconds
     future = state.batcher.put(rows)
     watcher = asyncio.create_task(_until_client_is_gone(request))
-    watcher.add_done_callback(lambda _: future.cancel())
+    watcher.add_done_callback(lambda _: _give_up(future, ClientDisconnect()))
+    timer = asyncio.get_running_loop().call_later(seconds, _give_up, future, TimeoutError())
     try:
-        async with asyncio.timeout(seconds):
-            served = await future
+        served = await future
     except TimeoutError as error:
         raise Refused(
             504, f"No answer within {seconds:g} seconds.", "The request later, or a smaller batch."
         ) from error
-    except asyncio.CancelledError as error:
-        if watcher.done() and not watcher.cancelled():
-            raise ClientDisconnect from error
-        raise
     finally:
+        timer.cancel()
         watcher.cancel()
     if not np.isfinite(served.rows).all():
         raise FloatingPointError(f"the model answered {served.rows}")  # a defect: 500
     return served
+
+
+def _give_up(future: asyncio.Future, reason: Exception) -> None:
+    if not future.done():
+        future.set_exception(reason)
 
 
 async def _until_client_is_gone(request: Request) -> None:

@@ -6,10 +6,12 @@ requests → bounded queue → batch → one worker thread → each request gets
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import queue
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +39,7 @@ class _Waiting:
     rows: np.ndarray
     since: float
     future: asyncio.Future[Served]
+    queued: bool = True
 
 
 class MicroBatcher:
@@ -77,13 +80,17 @@ class MicroBatcher:
         self._queue: deque[_Waiting] = deque()
         self._running = False
         self._timer: asyncio.TimerHandle | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        # A thread and a queue of our own: an executor's two futures would cost half as much
+        # again as the two changes of thread.
+        self._work: queue.SimpleQueue = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work_until_closed, name="model", daemon=True)
+        self._thread.start()
 
     def put(self, rows: np.ndarray) -> asyncio.Future[Served]:
         """Queue the rows (n, …) of one request; the future brings them back after the model.
 
-        A caller that no longer wants its answer cancels the future: if its rows still wait, they
-        never reach the model, and their place in the queue is free at once.
+        A caller that no longer wants its answer cancels the future, or sets an exception: if its
+        rows still wait, they never reach the model, and their place in the queue is free at once.
 
         Raises:
             QueueFull: the rows do not fit into the queue now.
@@ -102,12 +109,17 @@ class MicroBatcher:
 
     def close(self) -> None:
         """End the worker thread; what it is running is finished first."""
-        self._thread.shutdown(wait=True)
+        self._work.put(None)
+        self._thread.join()
 
     def _leave(self, waiting: _Waiting) -> None:
-        if waiting.future.cancelled() and waiting in self._queue:
+        if waiting.queued:  # its future is done before its turn came
             self._queue.remove(waiting)
-            self.queued_rows -= len(waiting.rows)
+            self._forget(waiting)
+
+    def _forget(self, waiting: _Waiting) -> None:
+        waiting.queued = False
+        self.queued_rows -= len(waiting.rows)
 
     def _start_batch_if_due(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._running or not self._queue:
@@ -124,8 +136,7 @@ class MicroBatcher:
         if not batch:
             return
         self._running = True
-        done = loop.run_in_executor(self._thread, self._run, batch)
-        done.add_done_callback(lambda done: self._hand_out(batch, done, loop))
+        self._work.put((batch, loop))
 
     def _timer_rang(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
@@ -135,14 +146,22 @@ class MicroBatcher:
         batch, rows = [], 0
         while self._queue and rows + len(self._queue[0].rows) <= self.largest_batch:
             waiting = self._queue.popleft()
-            self.queued_rows -= len(waiting.rows)
-            if not waiting.future.cancelled():
+            self._forget(waiting)
+            if not waiting.future.done():
                 batch.append(waiting)
                 rows += len(waiting.rows)
         return batch
 
+    def _work_until_closed(self) -> None:
+        """The worker thread."""
+        while (work := self._work.get()) is not None:
+            batch, loop = work
+            outcomes = self._run(batch)
+            with contextlib.suppress(RuntimeError):  # the loop was closed, and nobody waits
+                loop.call_soon_threadsafe(self._hand_out, batch, outcomes, loop)
+
     def _run(self, batch: list[_Waiting]) -> list[Served | Exception]:
-        """In the worker thread: what each request of the batch gets."""
+        """What each request of the batch gets."""
         began = time.perf_counter()
         sizes = [len(waiting.rows) for waiting in batch]
         try:
@@ -161,10 +180,13 @@ class MicroBatcher:
         ]
 
     def _hand_out(
-        self, batch: list[_Waiting], done: asyncio.Future, loop: asyncio.AbstractEventLoop
+        self,
+        batch: list[_Waiting],
+        outcomes: list[Served | Exception],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._running = False
-        for waiting, outcome in zip(batch, done.result(), strict=True):
+        for waiting, outcome in zip(batch, outcomes, strict=True):
             if waiting.future.done():
                 continue  # nobody waits for it any more
             if isinstance(outcome, Exception):

@@ -95,8 +95,7 @@ def load_model(path: str | os.PathLike[str], threads: int = 1) -> Classifier:
         raise ModelError(
             f"Cannot read the model {path}: {error.strerror}. Give the path of an .onnx file."
         ) from error
-    session = _open_session(content, path, threads)
-    entries = session.get_modelmeta().custom_metadata_map
+    session, entries = _open_session(content, path, threads)
     classes, spec = _read_metadata(entries, path)
     classifier = Classifier(
         name=entries.get("name", path.stem),
@@ -113,14 +112,20 @@ def load_model(path: str | os.PathLike[str], threads: int = 1) -> Classifier:
     return replace(classifier, can_batch=_answers_do_not_depend_on_the_batch(classifier))
 
 
-def _open_session(content: bytes, path: Path, threads: int) -> onnxruntime.InferenceSession:
+def _open_session(
+    content: bytes, path: Path, threads: int
+) -> tuple[onnxruntime.InferenceSession, dict[str, str]]:
+    """The session, and the metadata that stand in the file."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        # Names and metadata are decoded only when they are asked for.
+        _ = [tensor.name for tensor in (*session.get_inputs(), *session.get_outputs())]
+        return session, session.get_modelmeta().custom_metadata_map
     except Exception as error:  # ONNX Runtime's own error types have no public base class
         raise ModelError(
             f"{path} is not a model that ONNX Runtime can load ({len(content):,} bytes): {error}"

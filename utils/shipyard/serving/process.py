@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import IO
@@ -31,6 +31,8 @@ from shipyard.serving import logs
 from shipyard.serving.app import create_app
 from shipyard.serving.connections import Connection
 from shipyard.serving.limits import Limits
+
+HEAD_STARTS = 0.2  # seconds in which a client that has connected sends its request
 
 
 def serve(
@@ -100,7 +102,35 @@ class Server(uvicorn.Server):
         until = time.monotonic() + self.linger
         while time.monotonic() < until and not self.force_exit:
             await asyncio.sleep(0.05)
+        await self._stop_listening(sockets or [])
+        await asyncio.sleep(HEAD_STARTS)
         await super().shutdown(sockets)
+
+    async def _stop_listening(self, sockets: list[socket.socket]) -> None:
+        """Take the clients that the system has connected already, and refuse those that follow.
+
+        The system connects clients before the program asks for them. Closing alone would reset
+        those that wait there, some of which have sent their request.
+        """
+        twins = [listener.dup() for listener in sockets]
+        for server in self.servers:
+            server.close()  # the twin still listens
+        clients = []
+        for twin in twins:
+            twin.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    clients.append(twin.accept()[0])
+            twin.close()
+        loop = asyncio.get_running_loop()
+        for client in clients:
+            client.setblocking(False)
+            await loop.connect_accepted_socket(self._protocol, client)
+
+    def _protocol(self) -> Connection:
+        return Connection(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
 
 @dataclass(frozen=True)

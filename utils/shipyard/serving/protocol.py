@@ -24,6 +24,33 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 FP32 = np.dtype("<f4")
 SERVER = {"name": "shipyard", "extensions": ["binary_tensor_data"]}
 
+# For the description at /openapi.json.
+REQUEST_SCHEMA = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "parameters": {"type": "object"},
+        "inputs": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["name", "shape", "datatype"],
+                "properties": {
+                    "name": {"type": "string"},
+                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
+                    "datatype": {"type": "string", "enum": ["FP32"]},
+                    "parameters": {"type": "object"},
+                    "data": {"type": "array"},
+                },
+            },
+        },
+        "outputs": {"type": "array", "items": {"type": "object", "required": ["name"]}},
+    },
+}
+
 
 @dataclass(frozen=True)
 class InferRequest:
