@@ -60,6 +60,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "text": ({"runtime"}, {"torch", "filelock", "httpx", "tqdm"}),
     "models": ({MATHEMATICS}, {"torch"}),
+    "generation": ({"models", MATHEMATICS}, {"torch"}),
     "training": ({"runtime", "training"}, {"torch", "filelock", "tqdm"}),
     "metrics": ({"runtime"}, {"torch", "tqdm"}),
     "recipes": (

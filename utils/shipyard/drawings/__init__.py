@@ -12,11 +12,14 @@ from shipyard.drawings.networks import computation_graph, layer, mlp, neuron
 from shipyard.drawings.paper import Drawing, Shape
 from shipyard.drawings.quantization import int8_layer, rounding_grid, straight_through
 from shipyard.drawings.recurrent import gru_cell, lstm_cell, rnn_unrolled
+from shipyard.drawings.serving import batch_schedules, batches_in_time, paged_cache, request_path
 
 __all__ = [
     "Drawing",
     "Shape",
     "attention_head",
+    "batch_schedules",
+    "batches_in_time",
     "channel_groups",
     "computation_graph",
     "convolution_volume",
@@ -30,6 +33,8 @@ __all__ = [
     "mlp",
     "neuron",
     "onnx_graph",
+    "paged_cache",
+    "request_path",
     "rnn_unrolled",
     "rounding_grid",
     "straight_through",

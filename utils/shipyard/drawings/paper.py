@@ -195,6 +195,13 @@ class Drawing:
             self._polygon(face, colour, edge, 2)
         return Shape(x, y, width, height)
 
+    def block(
+        self, left: float, top: float, width: float, height: float, fill: str, edge: str,
+        line: float = 1.5,
+    ) -> None:  # fmt: skip
+        """A plain rectangle, for a cell of a table or a span of time."""
+        self._polygon(_rectangle(left, top, width, height), fill, edge, line)
+
     # --- wires and words -------------------------------------------------------------------------
 
     def wire(
