@@ -55,3 +55,15 @@ class ModelError(ServingError):
 
 class ImageError(ServingError):
     """The bytes are not a picture that can be used."""
+
+
+class MonitoringError(ShipyardError):
+    """A sample, a log or a registry cannot be used as asked; the message says what to do."""
+
+
+class RefusedModelError(MonitoringError):
+    """A new model that must not go live; ``reason`` is a short slug, the message says why."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
