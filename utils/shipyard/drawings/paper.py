@@ -72,7 +72,8 @@ class Drawing:
         if not alt.strip():
             raise ValueError("alt is empty; write one sentence that says what the drawing shows.")
         self.width, self.height, self.alt = width, height, alt
-        self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+        self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white",
+                             layout="none")  # fmt: skip
         FigureCanvasAgg(self.figure)
         self.axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set(xlim=(0, width), ylim=(height, 0))
