@@ -63,3 +63,15 @@ class ImageError(ServingError):
 
 class RequestError(ServingError):
     """A request that breaks the inference protocol, or does not fit the model."""
+
+
+class MonitoringError(ShipyardError):
+    """A sample, a log or a registry cannot be used as asked; the message says what to do."""
+
+
+class RefusedModelError(MonitoringError):
+    """A new model that must not go live; ``reason`` is a short slug, the message says why."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason

@@ -8,6 +8,7 @@ from shipyard.drawings.attention import attention_head, kv_cache, transformer_bl
 from shipyard.drawings.compression import channel_groups, distillation, ways_to_shrink
 from shipyard.drawings.convolution import convolution_volume
 from shipyard.drawings.graphs import export_steps, onnx_graph
+from shipyard.drawings.monitoring import hot_swap, monitoring_loop
 from shipyard.drawings.networks import computation_graph, layer, mlp, neuron
 from shipyard.drawings.paper import Drawing, Shape
 from shipyard.drawings.quantization import int8_layer, rounding_grid, straight_through
@@ -26,11 +27,13 @@ __all__ = [
     "distillation",
     "export_steps",
     "gru_cell",
+    "hot_swap",
     "int8_layer",
     "kv_cache",
     "layer",
     "lstm_cell",
     "mlp",
+    "monitoring_loop",
     "neuron",
     "onnx_graph",
     "paged_cache",
