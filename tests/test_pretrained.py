@@ -40,7 +40,7 @@ def test_a_network_is_trained_once_and_then_read(cifar, monkeypatch, tmp_path):
     assert not again.model.training
     assert again.validation == first.validation
     assert set(first.validation) == {"val_loss", "val_accuracy"}
-    assert [path for path in tmp_path.glob("pretrained/*.pt")] == [first.path]
+    assert list(tmp_path.glob("pretrained/*.pt")) == [first.path]
     with pytest.raises(AssertionError, match="trained again"):
         pretrained.residual_net(cifar, "fast", seed=1, progress=False)
 

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +171,8 @@ class Judge:
                     self.give_up(learner.stopped)
                     return True
                 learner.give()
-                try:
+                with suppress(Stopped):
                     self.take(index, cell, learner)
-                except Stopped:
-                    pass
                 if not learner.stopped:
                     continue
                 suspects = self.faults.keys() - self.skipped.keys() - {index}
