@@ -291,7 +291,8 @@ def _like(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
 
 
 def _cut_norm(norm: nn.BatchNorm2d, kept: Tensor) -> nn.BatchNorm2d:
-    made = nn.BatchNorm2d(len(kept), norm.eps, norm.momentum, device=norm.weight.device)
+    options = {"device": norm.weight.device, "dtype": norm.weight.dtype}
+    made = nn.BatchNorm2d(len(kept), norm.eps, norm.momentum, **options)
     names = ("weight", "bias", "running_mean", "running_var")
     return _filled(made, norm, {name: getattr(norm, name)[kept] for name in names})
 
