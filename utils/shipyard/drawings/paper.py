@@ -72,7 +72,8 @@ class Drawing:
         if not alt.strip():
             raise ValueError("alt is empty; write one sentence that says what the drawing shows.")
         self.width, self.height, self.alt = width, height, alt
-        self.figure = Figure((width / DPI, height / DPI), DPI, facecolor="white", layout="none")
+        size = (width / DPI, height / DPI)
+        self.figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="none")
         FigureCanvasAgg(self.figure)
         self.axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set(xlim=(0, width), ylim=(height, 0))
