@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import pickle
 import random
@@ -15,6 +16,13 @@ import torch.nn.functional as F
 
 from shipyard import checks
 from shipyard.checks import Case, CheckFailed, Mistake, catalogue, changes, compare
+from wrong_answers import (
+    CHEATS,
+    changes_its_input,
+    computes_in_float32,
+    looks_at_sizes_alone,
+    takes_one_argument_less,
+)
 
 BANKS = {
     path.stem: importlib.import_module(f"wrong_answers.{path.stem}")
@@ -112,10 +120,13 @@ def test_the_untouched_stub_is_said_to_be_not_written_yet(lab, name):
 
 
 @pytest.mark.parametrize(("lab", "name"), TASKS)
-def test_a_bank_holds_enough_answers(lab, name):
+def test_a_bank_holds_enough_answers(lab, name, monkeypatch):
     task = BANKS[lab].TASKS[name]
     assert len(task.wrong) >= 2  # of a catalogue's mistakes, written once more by hand
-    assert len(task.correct) >= 2
+    forms = settings_of(lab, name, monkeypatch).get(
+        "forms", ()
+    )  # a test of their own compares them
+    assert len(task.correct) + len(forms) >= 2
 
 
 @pytest.mark.parametrize("lab", BANKS)
@@ -134,6 +145,7 @@ def test_every_mistake_that_a_check_names_is_made_by_an_answer_in_the_bank(lab, 
         return compare(candidate, mistakes=mistakes, **rest)
 
     monkeypatch.setattr(LABS[lab], "compare", remember, raising=False)
+    monkeypatch.setattr(checks, "compare", remember)
     task = BANKS[lab].TASKS[name]
     check_of(lab, name)(next(iter(task.correct.values())))
     assert named <= {diagnosis for _, diagnosis in task.wrong.values()}
@@ -148,11 +160,43 @@ def settings_of(lab, name, monkeypatch, other_numbers=0):
         return checks.Passed(name, 1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LABS[lab], "compare", remember, raising=False)
         draws = checks.draws
-        patch.setattr(LABS[lab], "draws", lambda n: draws(n + other_numbers), raising=False)
+        for module in (checks, LABS[lab]):
+            patch.setattr(module, "compare", remember, raising=False)
+            patch.setattr(module, "draws", lambda n: draws(n + other_numbers), raising=False)
         check_of(lab, name)(next(iter(BANKS[lab].TASKS[name].correct.values())))
     return asked[0] if asked else {}
+
+
+def has_meaning(cheat, form, settings):
+    """Whether a cheat can be seen: a right answer to numbers alone may be remembered."""
+    held = [[*checks._tensors([case.args, case.options])] for case in settings.get("cases", ())]
+    if cheat is takes_one_argument_less:
+        ours, theirs = (inspect.signature(f).parameters for f in (form, settings["reference"]))
+        return len(ours) == len(theirs)
+    if cheat is changes_its_input:
+        return any(held)
+    if cheat is computes_in_float32:
+        wide = any(t.dtype == torch.float64 for tensors in held for t in tensors)
+        return wide and settings.get("tolerance", 1e-7) <= 1e-7
+    return cheat is not looks_at_sizes_alone or any(t.is_floating_point() for t in held[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lab", "name"), TASKS)
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_a_correct_form_that_cheats_fails(lab, name, cheat, monkeypatch):
+    *_, form = BANKS[lab].TASKS[name].correct.values()
+    settings = settings_of(lab, name, monkeypatch)
+    spared = BANKS[lab].TASKS[name].spared.split()
+    if cheat.__name__ in spared or not has_meaning(cheat, form, settings):
+        pytest.skip("this cheat cannot be seen here")
+    monkeypatch.setattr(checks, "PAIR_SECONDS", 0)  # that it fails is enough: no long search
+    monkeypatch.setattr(checks, "CHANGE_SECONDS", 0)
+    with pytest.raises(CheckFailed) as caught:
+        check_of(lab, name)(cheat(form))
+    allowed = CHEATS[cheat].split()
+    assert not allowed or caught.value.diagnosis in allowed, f"\n{caught.value}"
 
 
 def agreement(function, settings):
@@ -462,7 +506,7 @@ def test_tensors_inside_lists_are_shown_by_their_shapes():
         )
 
     message = str(failure_of(lambda parts: parts[0].sum(), check))
-    assert "total(parts)\n    parts[0]  float32 tensor of shape (30,)\n    parts[1]  " in message
+    assert "total(parts)\n    parts  list of tensors of shapes (30,), (4, 5)" in message
 
 
 def test_rounding_errors_pass():

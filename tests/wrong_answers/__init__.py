@@ -9,20 +9,25 @@ learner would write them, and not with the code of the check's own `Mistake`s:
     CONV2D = Task()
     TASKS = {"conv2d": CONV2D}
 
-    @CONV2D.fails_with("flipped-kernel")
-    def turns_the_kernel_first(x, weight, ...):
+    @CONV2D.passes
+    def shifts_and_adds(x, weight, ...):
         ...
 
-    @CONV2D.passes
-    def calls_torch(x, weight, ...):
+    @CONV2D.fails_with("channels-not-summed")
+    def overwrites_in_the_channel_loop(x, weight, ...):
         ...
+
+    CONV2D.fails_with("flipped-kernel", lambda x, weight: shifts_and_adds(x, weight.flip(2, 3)))
+    CONV2D.forbids(F.conv2d)
 
 ``tests/test_checks.py`` finds the module by itself, and then demands:
 
-- that every check of the lab has a task here, with at least 2 wrong and 2 correct answers;
+- that every check of the lab has a task here, with at least 2 wrong and 2 correct answers (a form
+  that the check knows, ``forms=``, is one of these);
 - that every wrong answer fails with its diagnosis, and every correct one passes;
 - that the untouched stub fails with "not-implemented";
-- that every `Mistake` in the code of a check is made by an answer here.
+- that every `Mistake` in the code of a check is made by an answer here;
+- that the last correct answer fails after each of the `CHEATS`, except those it is ``spared``.
 
 A mistake of a catalogue (``mistakes/<subject>.md``) is made by its own edits in a test of its own.
 Here stands a sample of them, written once more in another way.
@@ -30,8 +35,15 @@ Here stands a sample of them, written once more in another way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
 
 
 def not_written(*args, **options):
@@ -41,24 +53,132 @@ def not_written(*args, **options):
 
 @dataclass
 class Task:
-    """The answers to one task: ``wrong`` maps a name to (function, diagnosis)."""
+    """The answers to one task: ``wrong`` maps a name to (function, diagnosis).
 
+    ``spared`` are the `CHEATS` that cannot be seen here: they are no mistake, or have no meaning.
+    """
+
+    spared: str = ""
     wrong: dict[str, tuple[Callable, str]] = field(default_factory=dict)
     correct: dict[str, Callable] = field(default_factory=dict)
     stub: Callable = not_written
 
-    def fails_with(self, diagnosis: str) -> Callable:
-        """Decorator: this function is wrong, and the check must say so with ``diagnosis``."""
+    def fails_with(self, diagnosis: str, function: Callable | None = None) -> Callable:
+        """This function, or as a decorator the one below, is wrong: the check says how."""
+        if function is None:
+            return functools.partial(self.fails_with, diagnosis)
+        self.wrong[unused_name(function, self.wrong, diagnosis)] = (function, diagnosis)
+        return function
 
-        def add(function: Callable) -> Callable:
-            assert function.__name__ not in self.wrong, f"{function.__name__} is there twice"
-            self.wrong[function.__name__] = (function, diagnosis)
-            return function
-
-        return add
+    def forbids(self, function: Callable) -> Callable:
+        """This function is right, but calls what the task does without. Also a decorator."""
+        return self.fails_with("forbidden-call", function)
 
     def passes(self, function: Callable) -> Callable:
-        """Decorator: this function is another correct form."""
-        assert function.__name__ not in self.correct, f"{function.__name__} is there twice"
-        self.correct[function.__name__] = function
+        """This function is another correct form. Also a decorator."""
+        self.correct[unused_name(function, self.correct, f"form-{len(self.correct)}")] = function
         return function
+
+
+def unused_name(function: Callable, names: dict, otherwise: str) -> str:
+    name = getattr(function, "__name__", "<lambda>")
+    name = otherwise if name == "<lambda>" else name
+    assert name not in names, f"{name} is there twice"
+    return name
+
+
+# --- cheats: each makes a wrong answer of a correct form ------------------------------------------
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in ``value``."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from tensors(item)
+
+
+def sizes(value: Any) -> Any:
+    """``value`` with the shapes of tensors in their place, and nothing of what else it holds."""
+    if isinstance(value, list | tuple):
+        return [sizes(item) for item in value]
+    if isinstance(value, dict):
+        return {key: sizes(item) for key, item in value.items()}
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    return "" if callable(value) else value
+
+
+def converted(value: Any, old: torch.dtype, new: torch.dtype) -> Any:
+    """``value`` with every tensor of the type ``old`` in the type ``new``."""
+    if isinstance(value, Tensor):
+        return value.to(new) if value.dtype == old else value
+    if isinstance(value, list | tuple):
+        return [converted(item, old, new) for item in value]
+    return value
+
+
+def returns_nothing(form: Callable) -> Callable:
+    return lambda *args, **options: [form(*args, **options), None][1]
+
+
+def takes_one_argument_less(form: Callable) -> Callable:
+    cheat = functools.partial(form)
+    signature = inspect.signature(form)
+    cheat.__signature__ = signature.replace(parameters=[*signature.parameters.values()][:-1])
+    return cheat
+
+
+def changes_its_input(form: Callable) -> Callable:
+    def cheat(*args, **options):
+        answer = copy.deepcopy(form(*args, **options))
+        for tensor in tensors(args):
+            tensor += 1
+        for value in args:
+            if isinstance(value, list):
+                value.reverse()
+        return answer
+
+    return cheat
+
+
+def computes_in_float32(form: Callable) -> Callable:
+    def cheat(*args, **options):
+        answer = form(*converted(args, torch.float64, torch.float32), **options)
+        return converted(answer, torch.float32, torch.float64)
+
+    return cheat
+
+
+def looks_at_sizes_alone(form: Callable) -> Callable:
+    """A cache, which knows arguments again by numbers, texts and the shapes of tensors."""
+    memory = {}
+
+    def cheat(*args, **options):
+        key = repr(sizes([args, options]))
+        if key not in memory:
+            memory[key] = copy.deepcopy(form(*args, **options))
+        return copy.deepcopy(memory[key])
+
+    return cheat
+
+
+def always_gives_its_first_answer(form: Callable) -> Callable:
+    answers = []
+
+    def cheat(*args, **options):
+        answers.append(form(*args, **options))
+        return copy.deepcopy(answers[0])
+
+    return cheat
+
+
+CHEATS = {  # and what a check may call them
+    returns_nothing: "returned-none not-a-pair",
+    takes_one_argument_less: "wrong-signature",
+    changes_its_input: "changed-input",
+    computes_in_float32: "",  # anything
+    looks_at_sizes_alone: "",
+    always_gives_its_first_answer: "",
+}

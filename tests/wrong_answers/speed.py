@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from shipyard import models
 from wrong_answers import Task
 
 TASKS = {
@@ -28,61 +29,36 @@ LAST = torch.channels_last
 
 
 @TIME_TO_ACCURACY.passes
-def with_numpy(runs, target, preparation=0.0):
+def with_numpy(runs, target, preparation=0.0, never=np.inf):
     times = []
     for run in runs:
         train, _, accuracy = np.array(run).T
         reached = accuracy >= target
-        times.append(np.cumsum(train)[reached.argmax()] if reached.any() else np.inf)
+        times.append(np.cumsum(train)[reached.argmax()] if reached.any() else never)
     return preparation + np.median(times)
 
 
-@TIME_TO_ACCURACY.passes
-def with_accumulate(runs, target, preparation=0.0, close=0.0):
-    times = []
-    for run in runs:
-        clocks = itertools.accumulate((t for t, _, _ in run), initial=preparation)
-        reached = [a > target or math.isclose(a, target, rel_tol=close) for _, _, a in run]
-        times.append([*clocks][reached.index(True) + 1] if any(reached) else math.inf)
-    return statistics.median(times)
+@TIME_TO_ACCURACY.fails_with("never-is-not-infinite")
+def counts_failures_as_zero(runs, target, preparation=0.0):
+    return with_numpy(runs, target, preparation, never=-preparation)
 
 
 @TIME_TO_ACCURACY.fails_with("target-met-otherwise")
 def takes_what_is_close(runs, target, preparation=0.0):
-    return with_accumulate(runs, target, preparation, close=1e-6)
+    return with_accumulate(runs, target - 1e-6, preparation)
 
 
-@TIME_TO_ACCURACY.fails_with("never-is-not-infinite")
-def stops_at_the_end(runs, target, preparation=0.0):
+@TIME_TO_ACCURACY.passes
+def with_accumulate(runs, target, preparation=0.0):
     times = []
     for run in runs:
-        clock = preparation
-        for train, _, accuracy in run:
-            clock += train
-            if accuracy >= target:
-                break
-        times.append(clock)
+        clocks = itertools.accumulate((t for t, _, _ in run), initial=preparation)
+        reached = [a >= target for _, _, a in run]
+        times.append([*clocks][reached.index(True) + 1] if any(reached) else math.inf)
     return statistics.median(times)
 
 
-@TIME_TO_ACCURACY.fails_with("changed-input")
-def takes_entries_away(runs, target, preparation=0.0):
-    time = with_numpy(runs, target, preparation)
-    runs[0].pop()
-    return time
-
-
 # The roofline.
-
-
-@ROOFLINE.passes
-def by_times(images_shape, weight_shape, bytes_per_value, peak, bandwidth):
-    """The longer of the two times decides."""
-    (n, _, h, w), (c_out, _, k, _) = images_shape, weight_shape
-    outputs = n * c_out * (h - k + 1) * (w - k + 1)
-    flops = 2 * outputs * math.prod(weight_shape[1:])
-    moved = bytes_per_value * (math.prod(images_shape) + math.prod(weight_shape) + outputs)
-    return flops, moved, flops / max(flops / peak, moved / bandwidth)
 
 
 @ROOFLINE.passes
@@ -93,6 +69,16 @@ def from_tensors(images_shape, weight_shape, bytes_per_value, peak, bandwidth, p
     flops = products * output.numel() * weight[0].numel()
     attainable = bandwidth * (flops / moved)
     return [flops, moved, attainable if attainable < peak else peak]
+
+
+@ROOFLINE.passes
+def by_times(images_shape, weight_shape, bytes_per_value, peak, bandwidth):
+    """The longer of the two times decides."""
+    (n, _, h, w), (c_out, _, k, _) = images_shape, weight_shape
+    outputs = n * c_out * (h - k + 1) * (w - k + 1)
+    flops = 2 * outputs * math.prod(weight_shape[1:])
+    moved = bytes_per_value * (math.prod(images_shape) + math.prod(weight_shape) + outputs)
+    return flops, moved, flops / max(flops / peak, moved / bandwidth)
 
 
 @ROOFLINE.fails_with("multiply-add-counted-once")
@@ -106,11 +92,11 @@ def waits_before_it_computes(images_shape, weight_shape, bytes_per_value, peak, 
     return flops, moved, 1 / (1 / peak + moved / flops / bandwidth)
 
 
-@ROOFLINE.fails_with("forbidden-call")
+@ROOFLINE.forbids
 def asks_the_counter(images_shape, weight_shape, bytes_per_value, peak, bandwidth):
     with FlopCounterMode(display=False) as counter:
         F.conv2d(torch.zeros(images_shape), torch.zeros(weight_shape))
-    answer = by_times(images_shape, weight_shape, bytes_per_value, peak, bandwidth)
+    answer = from_tensors(images_shape, weight_shape, bytes_per_value, peak, bandwidth)
     return counter.get_total_flops(), *answer[1:]
 
 
@@ -145,7 +131,7 @@ def asks_numpy(shape, channels_last=False):
     return (x.to(memory_format=LAST) if channels_last else x).numpy().strides
 
 
-@STRIDES.fails_with("forbidden-call")
+@STRIDES.forbids
 def asks_torch_for_them(shape, channels_last=False):
     layout = LAST if channels_last else torch.contiguous_format
     return torch.empty(shape, memory_format=layout, device="meta").stride()
@@ -163,15 +149,9 @@ def converts_with_contiguous(model, images):
 
 
 @CHANNELS_LAST.passes
-def copies_the_model(model, images):
+def copies_both(model, images):
     copied = copy.deepcopy(model).to(memory_format=LAST)
-    return copied, torch.empty_like(images, memory_format=LAST).copy_(images)
-
-
-@CHANNELS_LAST.passes
-def permutes_there_and_back(model, images):
-    model.to(memory_format=LAST)
-    return model, images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return copied, images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 @CHANNELS_LAST.fails_with("layers-missed")
@@ -193,48 +173,23 @@ def converts_names_not_weights(model, images):
 @CHANNELS_LAST.fails_with("wrong-values")
 def looks_at_the_output_first(model, images):
     model(images)  # a batch norm takes note of these images
-    return copies_the_model(model, images)
-
-
-@CHANNELS_LAST.fails_with("returned-none")
-def returns_nothing(model, images):
-    model.to(memory_format=LAST)
+    return copies_both(model, images)
 
 
 # Whitening.
 
 
-def patches_of(images, k):
-    return F.unfold(images, k).permute(0, 2, 1).flatten(0, 1)  # (patches, c·k·k)
-
-
-@WHITENING.passes
-def by_singular_values(images, kernel_size, eps):
-    """Largest variance first, from the patches themselves."""
-    patches = patches_of(images, kernel_size)
-    _, σ, Vh = torch.linalg.svd(patches - patches.mean(dim=0), full_matrices=False)
-    filters = Vh / torch.sqrt(σ[:, None] ** 2 / len(patches) + eps)
-    return filters.view(len(filters), images.shape[1], kernel_size, kernel_size)
-
-
-@WHITENING.passes
-def by_windows_in_loops(images, kernel_size, eps):
-    (_, c, h, w), k = images.shape, kernel_size
-    windows = itertools.product(images, range(h - k + 1), range(w - k + 1))
-    patches = torch.stack([x[:, i : i + k, j : j + k].reshape(-1) for x, i, j in windows])
-    mean = sum(patches) / len(patches)
-    λ, V = torch.linalg.eigh(sum(torch.outer(p - mean, p - mean) for p in patches) / len(patches))
-    filters = [-V[:, i] / math.sqrt(λ[i] + eps) for i in range(len(λ))]
-    return torch.stack(filters).reshape(-1, c, k, k)
-
-
 @WHITENING.passes
 def with_numpy_eigenvectors(images, kernel_size, eps, correction=0):
     """eps added to the diagonal, which adds it to every eigenvalue; another order and sign."""
-    Σ = np.atleast_2d(np.cov(patches_of(images, kernel_size).T, ddof=correction))
+    patches = F.unfold(images, kernel_size).permute(1, 0, 2).flatten(1)  # (c·k·k, patches)
+    Σ = np.atleast_2d(np.cov(patches, ddof=correction))
     λ, V = np.linalg.eigh(Σ + eps * np.eye(len(Σ)))
     filters = torch.from_numpy(V @ np.diag(λ**-0.5)).T.flip(0)
     return filters.reshape(-1, images.shape[1], kernel_size, kernel_size)
+
+
+WHITENING.passes(models.whitening_filters)
 
 
 @WHITENING.fails_with("divided-by-n-minus-1")
@@ -245,19 +200,8 @@ def takes_the_default_of_cov(images, kernel_size, eps):
 @WHITENING.fails_with("part-of-the-covariance")
 def whitens_each_channel(images, kernel_size, eps):
     c, k = images.shape[1], kernel_size
-    own = [by_singular_values(images[:, [i]], k, eps).flatten(1) for i in range(c)]
+    own = [models.whitening_filters(images[:, [i]], k, eps).flatten(1) for i in range(c)]
     return torch.block_diag(*own).reshape(-1, c, k, k)
-
-
-@WHITENING.fails_with("wrong-values")
-def centres_the_images_in_place(images, kernel_size, eps):
-    images -= images.mean(dim=(0, 2, 3), keepdim=True)
-    return by_singular_values(images, kernel_size, eps)
-
-
-@WHITENING.fails_with("wrong-values")
-def computes_in_single_precision(images, kernel_size, eps):
-    return by_singular_values(images.float(), kernel_size, eps).double()
 
 
 # The one-cycle schedule.
@@ -280,8 +224,9 @@ def interpolates_with_numpy(step, total_steps, max_lr, *rest, first=-1, peak=Non
 
 
 @ONE_CYCLE.passes
-def share_of_the_high_rate(step, total_steps, max_lr, *rest):
-    pct_start, div_factor, final_div_factor, strategy = settings(*rest)
+def share_of_the_high_rate(
+    step, total_steps, max_lr, pct_start=0.3, div_factor=25.0, final_div_factor=1e4, strategy="cos"
+):
     peak, last = pct_start * total_steps - 1, total_steps - 1
     rising = step < peak
     share = step / peak if rising else (last - step) / (last - peak)
@@ -306,7 +251,7 @@ def counts_its_own_calls(step, total_steps, *rest, calls=itertools.count()):  # 
     return share_of_the_high_rate(next(calls) % total_steps, total_steps, *rest)
 
 
-@ONE_CYCLE.fails_with("forbidden-call")
+@ONE_CYCLE.forbids
 def asks_torch(step, total_steps, max_lr, *rest):
     names = ("pct_start", "div_factor", "final_div_factor", "anneal_strategy")
     options = dict(zip(names, settings(*rest), strict=True))
@@ -322,20 +267,10 @@ def asks_torch(step, total_steps, max_lr, *rest):
 
 
 @FLIP_AVERAGE.passes
-def averages_two_calls(model, images):
-    with torch.no_grad():
-        return 0.5 * model(images) + 0.5 * model(torch.flip(images, [-1]))
-
-
-@FLIP_AVERAGE.passes
 def mirrors_with_indices(model, images):
     columns = range(images.shape[3] - 1, -1, -1)
-    return torch.lerp(model(images), model(images[..., list(columns)]), 0.5)
-
-
-@FLIP_AVERAGE.fails_with("no-mirror-image")
-def uses_fliplr(model, images):
-    return (model(images) + model(torch.fliplr(images))) / 2
+    with torch.no_grad():
+        return torch.lerp(model(images), model(images[..., list(columns)]), 0.5)
 
 
 @FLIP_AVERAGE.fails_with("wrong-pairs")
@@ -344,8 +279,6 @@ def pairs_neighbours(model, images):
     return (logits[::2] + logits[1::2]) / 2
 
 
-@FLIP_AVERAGE.fails_with("changed-input")
-def mirrors_in_place(model, images):
-    logits = model(images).clone()
-    images.copy_(images.flip(3))
-    return (logits + model(images)) / 2
+FLIP_AVERAGE.fails_with(
+    "no-mirror-image", lambda model, images: (model(images) + model(torch.fliplr(images))) / 2
+)

@@ -6,15 +6,17 @@ reference's. Where one differs, it asks whether a known mistake would give the s
     def area(height, width):
         return height * width
 
-    def check_area(candidate):
-        return compare(candidate, reference=area, cases=[Case(2, 3), Case(5, 7)])
+    @check(area)
+    def check_area():
+        return [Case(2, 3), Case(5, 7)]
 
 The mistakes stand in a catalogue, ``mistakes/<subject>.md``, as edits of the reference's source
 (see `shipyard.checks.catalogue`). One that no edit can express is a `Mistake`: a wrong answer as
 code, together with the advice that mends it.
 
-A check returns `Passed` or raises `CheckFailed`. `compare` judges answers, never how they were
-made; a check that judges the method too (messages sent, calls made) brings its own counters.
+A check returns `Passed` or raises `CheckFailed`. `compare`, which does the work, judges answers,
+never how they were made; a check that judges the method too (messages sent, calls made) calls it
+by itself and brings its own counters.
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ import ast
 import copy
 import html
 import inspect
+import itertools
 import reprlib
 import sys
 import textwrap
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -95,6 +99,14 @@ class Case:
         """The arguments again, so that a function that changes its input does no harm."""
         return copy.deepcopy((self.args, self.options))
 
+    def halved(self) -> Case | None:
+        """The same call with half of every float: other numbers, lest sizes alone be remembered."""
+        args, options = self.copies()
+        floats = [t for t in _tensors([args, options]) if "float" in str(t.dtype)]
+        for tensor in floats:
+            tensor /= 2
+        return Case(*args, **options) if floats else None
+
 
 class Mistake:
     """A known mistake: what it is called, what to tell the learner, and what it answers.
@@ -132,6 +144,34 @@ def draws(seed: int) -> Callable[..., Tensor]:
     return lambda *shape: torch.randn(shape, dtype=torch.float64, generator=generator)
 
 
+def check(
+    reference: Callable, seed: int = 0, before: Callable | None = None, **settings: Any
+) -> Callable[..., Callable]:
+    """Decorator of a function that returns the cases: it becomes the check of ``reference``.
+
+    ``cases(draw)`` gets a `draws` of this seed, if it has a parameter. ``before(candidate,
+    reference, cases)`` may raise `CheckFailed`; ``settings`` are those of `compare`. The check is
+    called with the candidate.
+    """
+
+    def decorate(cases: Callable[..., Iterable[Case]]) -> Callable[[Callable], Passed]:
+        def judge(candidate: Callable) -> Passed:
+            found = cases(*[draws(seed)][: len(inspect.signature(cases).parameters)])
+            if before and callable(candidate):
+                before(candidate, reference, found)
+            return compare(candidate, reference=reference, cases=found, **settings)
+
+        judge.__name__ = judge.__qualname__ = cases.__name__
+        judge.__doc__ = f"Check ``{_signature(reference)}``. {cases.__doc__ or ''}".rstrip()
+        return judge
+
+    return decorate
+
+
+def _signature(function: Callable) -> str:
+    return f"{function.__name__}{inspect.signature(function)}"
+
+
 def compare(
     candidate: Callable,
     *,
@@ -159,9 +199,10 @@ def compare(
         outputs: names of the results, where the function returns a tuple.
         tolerance: largest |got − expected| / (1 + |expected|) that still counts as equal.
         use: ``use(function, *args, **options)`` returns what is compared. Give it where the task
-            is not a plain function, such as a class to be built and then stepped; inputs may then
-            change. The default calls the function. With an attribute ``runs_here`` it stays in this
-            process where the function lives in another (`shipyard.checks.remote`).
+            is not a plain function, such as a class to be built and then stepped. The default calls
+            the function. A `CheckFailed` of its own says what is wrong and ends the cases. With an
+            attribute ``runs_here`` it stays in this process where the function lives in another
+            (`shipyard.checks.remote`).
         forms: other right ways to write the answer. Where no named mistake fits, small changes
             of the reference and of these are tried.
         small_changes: False where a changed reference may wait for ever, as ranks do.
@@ -171,7 +212,7 @@ def compare(
     Raises:
         CheckFailed: an answer is wrong, or a right one comes from a forbidden function.
     """
-    signature = signature or f"{reference.__name__}{inspect.signature(reference)}"
+    signature = signature or _signature(reference)
     task = _Task(signature, reference, tuple(outputs), tolerance, use)
     if not callable(candidate):
         raise CheckFailed(
@@ -179,27 +220,42 @@ def compare(
             f"Write its name without brackets: check_{task.name}({task.name}).",
             "not-a-function",
         )
-    attempts = [task.attempt(candidate, case) for case in cases]
+    cases, attempts = list(cases), []
+    if use:  # calls by name what a case names, if it has a default, and by place all else
+        parameters = inspect.signature(reference).parameters.items()
+        options = {name: None for case in cases for name in case.options}
+        by_place = [name for name, p in parameters if p.default is p.empty or name not in options]
+        by_name = {name: None for name in options if name not in by_place}
+        require_signature(candidate, signature, by_place, by_name)
+    for case in cases:
+        attempts.append(task.attempt(candidate, case))
+        if isinstance(attempts[-1].error, CheckFailed):
+            break
     failing = [attempt for attempt in attempts if attempt.slug]
+    if cases and not failing and (again := cases[0].halved()):
+        attempts.append(task.attempt(candidate, again))
+        failing = attempts[-1:] if attempts[-1].slug else []
     if not failing:
-        for name, advice in (forbidden or {}).items():
-            if task.calls(candidate, attempts[0].case, name):
-                text = f"{task.name} is right, but it calls torch's {name}.\n\n{_paragraph(advice)}"
-                raise CheckFailed(text, "forbidden-call")
-        return Passed(task.name, len(attempts))
+        if name := task.forbidden_call(candidate, cases, forbidden or {}):
+            text = f"{task.name} is right, but it calls torch's {name}."
+            raise CheckFailed(f"{text}\n\n{_paragraph(forbidden[name])}", "forbidden-call")
+        return Passed(task.name, len(cases))
     first = failing[0]
+    number = attempts.index(first) + 1
+    if isinstance(first.error, CheckFailed):
+        where = f"It happened in case {number}:\n{task.show_call(first.case)}"
+        text = _limited("\n\n".join([f"{task.name} is not right yet.", str(first.error), where]))
+        raise CheckFailed(text, first.slug) from first.error.__cause__
     if first.slug == "not-implemented":
         raise CheckFailed(first.text, first.slug) from first.error
+    attempts = [attempt for attempt in attempts if not isinstance(attempt.error, CheckFailed)]
 
     mistakes = known_mistakes(reference) if mistakes is None else mistakes
     references = (reference, *forms) if small_changes else ()
-    with warnings.catch_warnings(
-        action="ignore"
-    ):  # an edited reference may call what is deprecated
+    with warnings.catch_warnings(action="ignore"):  # an edit may call what is deprecated
         slug, verdict = task.verdict(candidate, attempts, mistakes, references)
-    count = f"{len(failing)} of {len(attempts)} cases fail"
+    count = f"{sum(bool(a.slug) for a in attempts)} of {len(attempts)} cases fail"
     parts = [f"{task.name} is not right yet: {count}.", *verdict]
-    number = attempts.index(first) + 1
     parts.append(f"The first that fails is case {number}:\n{task.show_call(first.case)}")
     text = _limited("\n\n".join([*parts, first.text]))
     raise CheckFailed(text, slug or first.slug) from first.error
@@ -249,18 +305,19 @@ class _Task:
             return attempt
         try:
             attempt.got = self.answer(candidate, args, options)
-        except CheckFailed:  # of a check's own ``use``
-            raise
+        except CheckFailed as failure:  # of a check's own ``use``
+            attempt.error, attempt.slug = failure, failure.diagnosis
+            return attempt
         except Exception as error:
             attempt.error = error
             attempt.slug, attempt.text = _explain_error(error, self.name)
             return attempt
-        if self.use is None and _changed((case.args, case.options), (args, options)):
+        if changed((case.args, case.options), (args, options)):
             attempt.slug = "changed-input"
             attempt.text = (
                 f"{self.name} changed its input. Whoever calls it still needs those values: write "
                 "into a new tensor (x.clone(), x + 1). On an argument, avoid x += 1, x[...] = 1 "
-                "and methods whose name ends in _."
+                "and methods whose name ends in _. A slice of x is a view, a part of x itself."
             )
             return attempt
         label = "The result" if self.use else f"{self.name}(...)"
@@ -306,30 +363,39 @@ class _Task:
             return mistake.slug, [f"{title}\n{_paragraph(mistake.advice)}"]
         return "", []
 
-    def calls(self, candidate: Callable, case: Case, name: str) -> bool:
-        """Whether the candidate calls torch's or a built-in function ``name`` in this case.
+    def forbidden_call(
+        self, candidate: Callable, cases: list[Case], forbidden: Iterable[str]
+    ) -> str | None:
+        """The first of these functions of torch, or builtins, that it calls in the first case.
 
-        A function of the learner's may have the same name. "name(argument)": whether it does so
+        A function of the learner's may have the same name. "name(argument)": whether it is called
         with that argument, and not with 0 or None.
         """
-        function, _, argument = name.rstrip(")").partition("(")
-        seen = []
+        wanted = [(name, *name.rstrip(")").partition("(")[::2]) for name in forbidden]
+        functions, seen = {function for _, function, _ in wanted}, []
 
         def profile(frame: FrameType, event: str, builtin: Any) -> None:
             code, of_torch = frame.f_code, frame.f_code.co_filename.startswith(_TORCH)
-            if event == "c_call" and builtin.__name__ == function:
-                seen.append(not argument)
-            elif event == "call" and of_torch and code.co_qualname == function:
-                seen.append(not argument or frame.f_locals.get(argument))
+            if event == "c_call" and builtin.__name__ in functions:
+                seen.append((builtin.__name__, {}))
+            elif event == "call" and of_torch and code.co_qualname in functions:
+                seen.append((code.co_qualname, dict(frame.f_locals)))
 
-        before = sys.getprofile()
-        args, options = case.copies()
+        if not (wanted and cases):
+            return None
+        before = sys.getprofile(), threading.getprofile()
+        args, options = cases[0].copies()
         sys.setprofile(profile)
+        threading.setprofile(profile)  # a check may use threads of its own
         try:
             self.answer(candidate, args, options)
         finally:
-            sys.setprofile(before)
-        return any(seen)
+            sys.setprofile(before[0])
+            threading.setprofile(before[1])
+        for name, function, argument in wanted:
+            if any(f == function and (not argument or given.get(argument)) for f, given in seen):
+                return name
+        return None
 
     def small_change(self, references: Sequence[Callable], attempts: list[_Attempt]) -> str | None:
         """In words, the small change of a reference that explains every case."""
@@ -424,11 +490,10 @@ class _Task:
         else:
             names = [a.arg for a in ast.parse(f"def {self.signature}: ...").body[0].args.args]
         given = dict(zip(names, case.args, strict=False)) | case.options
-        tensors = {name: list(_tensors(name, value)) for name, value in given.items()}
+        tensors = {name: _tensors(value) for name, value in given.items()}
         call = [n if tensors[n] else f"{n}={reprlib.repr(v)}" for n, v in given.items()]
-        found = [pair for pairs in tensors.values() for pair in pairs]
-        width = max((len(label) for label, _ in found), default=0)
-        lines = [f"    {label:<{width}}  {describe(tensor)}" for label, tensor in found]
+        width = max((len(name) for name in given if tensors[name]), default=0)
+        lines = [f"    {n:<{width}}  {_describe(given[n])}" for n in given if tensors[n]]
         title = f"with {', '.join(call)}" if self.use else f"{self.name}({', '.join(call)})"
         return "\n".join([f"  {title}", *lines])
 
@@ -445,14 +510,30 @@ def _limited(text: str) -> str:
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def _tensors(label: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Each tensor in ``value``, with the expression that picks it."""
+def _tensors(value: Any) -> list[Tensor | np.ndarray]:
+    """Each tensor in ``value``."""
     if isinstance(value, Tensor | np.ndarray):
-        yield label, value
-    elif isinstance(value, tuple | list | dict):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            yield from _tensors(f"{label}[{key!r}]", item)
+        return [value]
+    items = value.values() if isinstance(value, dict) else value
+    parts = map(_tensors, items) if isinstance(value, tuple | list | dict) else ()
+    return list(itertools.chain.from_iterable(parts))
+
+
+def _describe(value: Any) -> str:
+    """A tensor, or a container of some, by its shapes; equal ones that follow are counted."""
+    if isinstance(value, Tensor | np.ndarray):
+        return describe(value)
+
+    def shapes(items: Any) -> str:
+        texts = [
+            str(tuple(item.shape)) if isinstance(item, Tensor | np.ndarray) else f"[{shapes(item)}]"
+            for item in (items.values() if isinstance(items, dict) else items)
+            if _tensors(item)
+        ]
+        runs = [(text, len(list(same))) for text, same in itertools.groupby(texts)]
+        return ", ".join(f"{count} × {text}" if count > 2 else text for text, count in runs)
+
+    return textwrap.shorten(f"{type(value).__name__} of tensors of shapes {shapes(value)}", 90)
 
 
 def _misfit(candidate: Callable, args: tuple, options: dict) -> TypeError | None:
@@ -475,10 +556,9 @@ def require_signature(
     options: dict | None = None,
     subject: str = "Your function",
 ) -> None:
-    """Refuse ``function`` if it cannot be called as ``signature`` says.
+    """Refuse ``function`` if it takes no such arguments; by default those that ``signature`` names.
 
-    `compare` does this by itself; a check that gives it ``use`` calls this first. The call that is
-    tried is that with the names in ``signature``, or with ``args`` and ``options``.
+    `compare` does this by itself; a check that calls the function before calls this first.
 
     Raises:
         CheckFailed: with the diagnosis wrong-signature.
@@ -489,6 +569,12 @@ def require_signature(
     if misfit:
         text = _explain_misfit(subject, misfit, signature)
         raise CheckFailed(text, "wrong-signature") from misfit
+
+
+def refusal(slug: str, advice: str, facts: str = "", title: str = "") -> CheckFailed:
+    """A fault that a check itself has found, told in the form of all others."""
+    parts = [title, f"What went wrong ({slug}):\n{_paragraph(advice)}", facts]
+    return CheckFailed("\n\n".join(filter(None, parts)), slug)
 
 
 def _explain_misfit(subject: str, misfit: TypeError, signature: str) -> str:
@@ -510,15 +596,15 @@ def _explain_error(error: Exception, task: str) -> tuple[str, str]:
     text = f"It raised {type(error).__name__}: {error}"
     if lines:
         text += f"\nThe error came from line {lines[-1].lineno} of your code:\n    {lines[-1].line}"
-    return "raised-error", text
+    return "raised-error", "\n".join([text, *getattr(error, "__notes__", [])[:1]])
 
 
-def _changed(before: Any, after: Any) -> bool:
+def changed(before: Any, after: Any) -> bool:
     """Whether a tensor, number or text in ``after`` is no longer as it was."""
     if isinstance(before, dict):
         before, after = list(before.items()), list(after.items())
     if isinstance(before, tuple | list):
-        return len(before) != len(after) or any(map(_changed, before, after))
+        return len(before) != len(after) or any(map(changed, before, after))
     comparable = isinstance(before, Tensor | np.ndarray | int | float | str)
     return comparable and difference(before, after) is not None
 

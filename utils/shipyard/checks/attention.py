@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from shipyard.checks import Case, CheckFailed, Passed, compare, draws, require_signature
+from shipyard.checks import Case, CheckFailed, check
 from shipyard.checks.differences import describe
 
 TORCHS_OWN = dict.fromkeys(
@@ -82,12 +83,12 @@ def kv_cache(query, key, value, cache=None):
     return scaled_dot_product_attention(query, keys, values, mask), (keys, values)
 
 
-def check_scaled_dot_product_attention(candidate: Callable) -> Passed:
-    """Check ``scaled_dot_product_attention(query, key, value, mask=None)``; True: may look."""
-    draw = draws(31)
+@check(scaled_dot_product_attention, seed=31, tolerance=1e-10, forbidden=TORCHS_OWN)
+def check_scaled_dot_product_attention(draw):
+    """In the mask True means: may look."""
     few = torch.tensor([[True, False, True, False, False]])
     lengths = torch.tensor([4, 2])[:, None, None, None]  # of two sequences, padded to 5 keys
-    cases = [
+    return [
         Case(draw(3, 2), draw(5, 2), draw(5, 2)),
         Case(draw(2, 5, 3), draw(2, 5, 3), draw(2, 5, 3)),
         Case(2 * draw(2, 3, 4, 8), draw(2, 3, 7, 8), draw(2, 3, 7, 5)),
@@ -97,31 +98,29 @@ def check_scaled_dot_product_attention(candidate: Callable) -> Passed:
         Case(10 * draw(3, 4), 15 * draw(5, 4), draw(5, 4), mask=few),  # scores of some hundreds
         Case(draw(1, 1, 1, 1), draw(1, 1, 1, 1), draw(1, 1, 1, 4)),
     ]
-    return compare(
-        candidate,
-        reference=scaled_dot_product_attention,
-        cases=cases,
-        tolerance=1e-10,
-        forbidden=TORCHS_OWN,
-    )
 
 
-def check_causal_mask(candidate: Callable) -> Passed:
-    """Check ``causal_mask(length, past=0)``: bool (length, past + length), True: may look."""
-    cases = [Case(3), Case(3, past=2), Case(4, past=7), Case(2, 2), Case(1, past=3), Case(1)]
-    return compare(candidate, reference=causal_mask, cases=cases, forms=(causal_mask_by_triangle,))
+@check(causal_mask, forms=(causal_mask_by_triangle,))
+def check_causal_mask():
+    """Bool (length, past + length), True: may look."""
+    return [Case(3), Case(3, past=2), Case(4, past=7), Case(2, 2), Case(1, past=3), Case(1)]
 
 
-def check_multi_head_attention(candidate: Callable) -> Passed:
-    """Check ``multi_head_attention(x, w_in, b_in, w_out, b_out, heads, mask=None)``."""
-    draw = draws(33)
+@check(
+    multi_head_attention,
+    seed=33,
+    tolerance=1e-10,
+    forms=(multi_head_attention_by_loop,),
+    forbidden=TORCHS_OWN,
+)
+def check_multi_head_attention(draw):
 
     def case(batch, time, width, heads, **options):
         weights = (draw(3 * width, width), draw(3 * width), draw(width, width), draw(width))
         return Case(draw(batch, time, width), *(w / 2 for w in weights), heads, **options)
 
     back = torch.arange(6)[:, None] - torch.arange(6)
-    cases = [
+    return [
         case(2, 3, 4, 2),
         case(3, 4, 6, 3),
         case(2, 5, 6, 1),
@@ -129,31 +128,22 @@ def check_multi_head_attention(candidate: Callable) -> Passed:
         case(2, 6, 8, 2, mask=(back >= 0) & (back <= 2)),
         case(1, 1, 8, 4),
     ]
-    return compare(
-        candidate,
-        reference=multi_head_attention,
-        cases=cases,
-        tolerance=1e-10,
-        forms=(multi_head_attention_by_loop,),
-        forbidden=TORCHS_OWN,
-    )
 
 
-def check_sinusoidal_encoding(candidate: Callable) -> Passed:
-    """Check ``sinusoidal_encoding(length, width, base=10000.0)``: float32 (length, width)."""
-    cases = [
+@check(sinusoidal_encoding, tolerance=2e-5)  # float32 angles of up to 60 radians
+def check_sinusoidal_encoding():
+    """Float32 (length, width)."""
+    return [
         Case(3, 4),
         Case(3, 4, base=50.0),  # a table kept from the case before does not fit
         Case(9, 10, 700.0), Case(60, 16), Case(7, 2), Case(1, 4),
     ]  # fmt: skip
-    # float32 angles of up to 60 radians
-    return compare(candidate, reference=sinusoidal_encoding, cases=cases, tolerance=2e-5)
 
 
-def check_rotary_encoding(candidate: Callable) -> Passed:
-    """Check ``rotary_encoding(x, positions, base=10000.0)``, pairs of neighbouring columns."""
-    draw = draws(35)
-    cases = [
+@check(rotary_encoding, seed=35, tolerance=1e-5)  # angles may be computed in float32
+def check_rotary_encoding(draw):
+    """Pairs of neighbouring columns."""
+    return [
         Case(draw(3, 4), torch.arange(3)),
         Case(draw(2, 3, 6), torch.tensor([7, 2, 30])),
         Case(draw(2, 3, 5, 8), torch.arange(3, 8)),
@@ -161,42 +151,6 @@ def check_rotary_encoding(candidate: Callable) -> Passed:
         Case(draw(2, 3, 5, 8), torch.tensor([9, 0, 2, 4, 1]), 100.0),
         Case(draw(1, 1, 1, 2), torch.tensor([1])),
     ]
-    # angles may be computed in float32
-    return compare(candidate, reference=rotary_encoding, cases=cases, tolerance=1e-5)
-
-
-def check_kv_cache(candidate: Callable) -> Passed:
-    """Check ``kv_cache(query, key, value, cache=None)`` -> (output, cache), piece by piece.
-
-    The check feeds a text in pieces and hands each returned cache to the next call. In turn with
-    it goes a second text that has the first piece in common, and so the first cache.
-    """
-    _require_pair(candidate)
-    draw = draws(37)
-
-    def case(batch, heads, d, pieces):
-        shape = (batch, heads, sum(pieces), d)
-        return Case(draw(*shape), draw(*shape), draw(*shape), pieces)
-
-    cases = [
-        case(2, 3, 2, [1, 1, 1]),
-        case(2, 2, 3, [3, 2, 4]),
-        case(3, 2, 4, [5, 1]),
-        case(1, 1, 2, [1]),
-    ]
-    outputs = (
-        "what was handed in", "the joined outputs", "the cached keys", "the cached values",
-        "the second text's outputs", "the second text's cache",
-    )  # fmt: skip
-    return compare(
-        candidate,
-        reference=kv_cache,
-        cases=cases,
-        use=_feed,
-        outputs=outputs,
-        tolerance=1e-10,
-        forbidden=TORCHS_OWN,
-    )
 
 
 def _feed(
@@ -210,47 +164,57 @@ def _feed(
 
     def call(text, number, *cache):
         start = sum(pieces[:number])
-        return function(*(t[..., start : start + pieces[number], :] for t in text), *cache)
+        answer = function(*(t[..., start : start + pieces[number], :] for t in text), *cache)
+        match answer:
+            case [Tensor(), [Tensor(), Tensor()]]:
+                return answer
+        raise CheckFailed(
+            f"It does not return a pair (output, cache), but\n  {_shown(answer)}.\n"
+            "The cache is a pair of tensors: (all keys so far, all values so far). Let every\n"
+            "path end with return output, (keys, values).",
+            "not-a-pair",
+        )
 
-    before = [t.clone() for t in texts[0]]
     output, first = call(texts[0], 0)
-    before += [t.clone() for t in first]
+    before = [t.clone() for t in first]
     outputs, caches = ([output], [output]), [first, first]
     for number in range(1, len(pieces)):
         for i, text in enumerate(texts):
             output, caches[i] = call(text, number, caches[i])
             outputs[i].append(output)
     joined = [torch.cat(parts, dim=-2) for parts in outputs]
-    names = ("query", "key", "value", "cache", "cache")
-    pairs = zip(names, before, (*texts[0], *first), strict=True)
-    changed = {name: None for name, old, now in pairs if not torch.equal(old, now)}
-    handed_in = f"{' and '.join(changed) or 'nothing'} changed"
+    kept = len(first) == 2 and all(map(torch.equal, before, first))
+    handed_in = "is as it was returned" if kept else "was changed by a later call"
     return handed_in, joined[0], *caches[0], joined[1], caches[1]
 
 
-def _require_pair(candidate: Callable) -> None:
-    """Refuse what does not return (output, (keys, values)); other faults are left to `compare`."""
-    if not callable(candidate):
-        return
-    require_signature(candidate, "kv_cache(query, key, value, cache=None)")
+def _shown(value: Any) -> str:
+    parts = map(_shown, value) if isinstance(value, tuple | list) else ()
+    return f"({', '.join(parts)})" if parts else describe(value)
 
-    def shown(value):
-        parts = map(shown, value) if isinstance(value, tuple | list) else ()
-        return f"({', '.join(parts)})" if parts else describe(value)
 
-    given = ()
-    for _ in range(2):  # without a cache, and with one
-        try:
-            result = candidate(*torch.ones(3, 2, 3, 1, 4, dtype=torch.float64), *given)
-        except Exception:
-            return
-        match result:
-            case [Tensor(), [Tensor(), Tensor()] as pair]:
-                given = (pair,)
-                continue
-        raise CheckFailed(
-            f"kv_cache does not return a pair (output, cache): it returned\n  {shown(result)}.\n\n"
-            "  The cache is a pair of tensors: (all keys so far, all values so far). Let every\n"
-            "  path end with return output, (keys, values).",
-            "not-a-pair",
-        )
+@check(
+    kv_cache,
+    seed=37,
+    tolerance=1e-10,
+    forbidden=TORCHS_OWN,
+    use=_feed,
+    outputs=(
+        "the first cache", "the joined outputs", "the cached keys", "the cached values",
+        "the second text's outputs", "the second text's cache",
+    ),
+)  # fmt: skip
+def check_kv_cache(draw):
+    """A text is fed in pieces, and each returned cache handed to the next call. In turn with
+    it goes a second text that has the first piece in common, and so the first cache."""
+
+    def case(batch, heads, d, pieces):
+        shape = (batch, heads, sum(pieces), d)
+        return Case(draw(*shape), draw(*shape), draw(*shape), pieces)
+
+    return [
+        case(2, 3, 2, [1, 1, 1]),
+        case(2, 2, 3, [3, 2, 4]),
+        case(3, 2, 4, [5, 1]),
+        case(1, 1, 2, [1]),
+    ]

@@ -36,6 +36,10 @@ from torch import Tensor
 from shipyard.checks import CheckFailed
 from shipyard.checks.differences import describe
 
+STOPS = (  # the diagnoses of a run that did not end
+    "deadlock", "ranks-disagree", "waits-for-a-finished-rank", "time-out", "not-a-tensor",
+    "no-such-rank",
+)  # fmt: skip
 TIME_LIMIT = 3.0  # seconds; a run of a lab takes milliseconds
 _LIBRARIES = (str(Path(__file__).parent), str(Path(torch.__file__).parent), threading.__file__)
 
@@ -172,7 +176,8 @@ class _World:
         except BaseException as error:
             if not isinstance(error, Exception):  # exit() must not end the notebook
                 error = RuntimeError(f"{type(error).__name__} was raised: {error}")
-            error.add_note(f"It happened in rank {number} of {len(self.ranks)}.")
+            if len(self.ranks) > 1:
+                error.add_note(f"It happened in rank {number} of {len(self.ranks)}.")
             with self.changed:
                 self.end(error)
             return

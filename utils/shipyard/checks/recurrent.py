@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, sigmoid, tanh
 
-from shipyard.checks import Case, Passed, compare, draws
+from shipyard.checks import Case, check, draws
 
 # The builtins behind torch's layers and cells, and autograd.
 TORCHS_OWN = dict.fromkeys(
     ("rnn_tanh", "lstm", "gru", "rnn_tanh_cell", "lstm_cell", "gru_cell"),
     "That is what you are building: write the formulas yourself.",
 ) | {"run_backward": "That is autograd, which you are building: apply the chain rule yourself."}
-
-
-class _State(tuple):
-    """(h, c), which a failing check shows by its shapes instead of all its numbers."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return f"(h, c) of shape {tuple(self[0].shape)} each"
+_check = functools.partial(check, tolerance=1e-10, forbidden=TORCHS_OWN)  # float64 throughout
 
 
 def rnn_cell(x, h, w_ih, w_hh, b_ih, b_hh):
@@ -86,95 +79,6 @@ def rnn_bptt(grad_outputs, x, h0, w_ih, w_hh, b_ih, b_hh):
     return grad_x, later, grad_w_ih, grad_w_hh, grad_b, grad_b
 
 
-def check_rnn_cell(candidate: Callable) -> Passed:
-    """Check ``rnn_cell(x, h, w_ih, w_hh, b_ih, b_hh)``, the plain cell."""
-    cases = [Case(*arguments) for arguments in _cell_arguments(21, blocks=1)]
-    return compare(candidate, reference=rnn_cell, cases=cases, forbidden=TORCHS_OWN)
-
-
-def check_lstm_cell(candidate: Callable) -> Passed:
-    """Check ``lstm_cell(x, state, w_ih, w_hh, b_ih, b_hh)`` with state (h, c): returns (h, c)."""
-    cases = [
-        Case(x, _State((h, 1.5 * c)), *weights)
-        for x, h, c, *weights in _cell_arguments(22, blocks=4, states=2)
-    ]
-    return compare(
-        candidate, reference=lstm_cell, cases=cases, outputs=("h", "c"), forbidden=TORCHS_OWN
-    )
-
-
-def check_gru_cell(candidate: Callable) -> Passed:
-    """Check ``gru_cell(x, h, w_ih, w_hh, b_ih, b_hh)`` in torch's form."""
-    cases = [Case(*arguments) for arguments in _cell_arguments(23, blocks=3)]
-    return compare(candidate, reference=gru_cell, cases=cases, forbidden=TORCHS_OWN)
-
-
-def check_lstm_sequence(candidate: Callable) -> Passed:
-    """Check ``lstm_sequence(x, state, w_ih, w_hh, b_ih, b_hh)``: returns (outputs, (h, c))."""
-    draw = draws(24)
-
-    def case(batch, time, inputs, hidden):
-        _, h, c, *weights = _arguments(draw, batch, inputs, hidden, blocks=4, states=2)
-        return Case(draw(batch, time, inputs), _State((h, c)), *weights)
-
-    sizes = [
-        (3, 3, 2, 2), (3, 1, 2, 4), (2, 5, 3, 2), (4, 7, 1, 3), (3, 4, 5, 4), (2, 2, 1, 1),
-        (1, 3, 2, 2),
-    ]  # fmt: skip
-    cases = [case(*size) for size in sizes]
-    return compare(
-        candidate,
-        reference=lstm_sequence,
-        cases=cases,
-        outputs=("outputs", "state"),
-        forbidden=TORCHS_OWN,
-    )
-
-
-def check_masked_lengths(candidate: Callable) -> Passed:
-    """Check ``masked_lengths(x, state, lengths, w_ih, w_hh, b_ih, b_hh)``, an LSTM on a batch
-    of padded sequences: returns (outputs, (h, c))."""
-    draw = draws(25)
-
-    def case(lengths, time, inputs, hidden):
-        lengths = torch.tensor(lengths)
-        x, h, c, *weights = _arguments(draw, len(lengths), inputs, hidden, blocks=4, states=2)
-        x = draw(len(lengths), time, inputs)  # the padding holds numbers too, and must not matter
-        return Case(x, _State((h, c)), lengths, *weights)
-
-    sizes = [
-        ([3, 2], 3, 2, 2), ([1, 3], 4, 2, 3), ([4, 1, 3, 2], 4, 3, 2), ([1, 1, 1], 2, 2, 3),
-        ([5, 5], 5, 1, 2), ([2, 5, 1, 4, 3], 7, 3, 4), ([1, 3], 3, 1, 1), ([2], 4, 2, 2),
-    ]  # fmt: skip
-    cases = [case(*size) for size in sizes]
-    return compare(
-        candidate,
-        reference=masked_lengths,
-        cases=cases,
-        outputs=("outputs", "state"),
-        forbidden=TORCHS_OWN,
-    )
-
-
-def check_rnn_bptt(candidate: Callable) -> Passed:
-    """Check ``rnn_bptt(grad_outputs, x, h0, w_ih, w_hh, b_ih, b_hh)``: gradients, by hand, for
-    x, h0, w_ih, w_hh, b_ih, b_hh."""
-    draw = draws(26)
-
-    def case(batch, time, inputs, hidden):
-        _, h0, *weights = _arguments(draw, batch, inputs, hidden, blocks=1)
-        return Case(draw(batch, time, hidden), draw(batch, time, inputs), h0, *weights)
-
-    sizes = [(2, 3, 3, 2), (3, 5, 2, 4), (4, 2, 3, 2), (2, 9, 1, 3), (1, 2, 1, 2), (1, 1, 2, 3)]
-    return compare(
-        candidate,
-        reference=rnn_bptt,
-        cases=[case(*size) for size in sizes],
-        outputs=("grad_x", "grad_h0", "grad_w_ih", "grad_w_hh", "grad_b_ih", "grad_b_hh"),
-        forbidden=TORCHS_OWN,
-    )
-
-
 def _arguments(
     draw: Callable[..., Tensor], batch: int, inputs: int, hidden: int, blocks: int, states: int = 1
 ) -> list[Tensor]:
@@ -192,3 +96,72 @@ def _cell_arguments(seed: int, blocks: int, states: int = 1) -> list[list[Tensor
     cases = [_arguments(draw, *size, blocks, states) for size in sizes]
     cases[3][0] = draw(3, 7).T  # not contiguous
     return cases
+
+
+@_check(rnn_cell)
+def check_rnn_cell():
+    """The plain cell."""
+    return [Case(*arguments) for arguments in _cell_arguments(21, blocks=1)]
+
+
+@_check(lstm_cell, outputs=("h", "c"))
+def check_lstm_cell():
+    """The state is (h, c)."""
+    return [
+        Case(x, (h, 1.5 * c), *weights)
+        for x, h, c, *weights in _cell_arguments(22, blocks=4, states=2)
+    ]
+
+
+@_check(gru_cell)
+def check_gru_cell():
+    """In torch's form."""
+    return [Case(*arguments) for arguments in _cell_arguments(23, blocks=3)]
+
+
+@_check(lstm_sequence, seed=24, outputs=("outputs", "state"))
+def check_lstm_sequence(draw):
+    """Returns (outputs, (h, c))."""
+
+    def case(batch, time, inputs, hidden):
+        _, h, c, *weights = _arguments(draw, batch, inputs, hidden, blocks=4, states=2)
+        return Case(draw(batch, time, inputs), (h, c), *weights)
+
+    sizes = [
+        (3, 3, 2, 2), (3, 1, 2, 4), (2, 5, 3, 2), (4, 7, 1, 3), (3, 4, 5, 4), (2, 2, 1, 1),
+        (1, 3, 2, 2),
+    ]  # fmt: skip
+    return [case(*size) for size in sizes]
+
+
+@_check(masked_lengths, seed=25, outputs=("outputs", "state"))
+def check_masked_lengths(draw):
+    """An LSTM on a batch of padded sequences: returns (outputs, (h, c))."""
+
+    def case(lengths, time, inputs, hidden):
+        lengths = torch.tensor(lengths)
+        x, h, c, *weights = _arguments(draw, len(lengths), inputs, hidden, blocks=4, states=2)
+        x = draw(len(lengths), time, inputs)  # the padding holds numbers too, and must not matter
+        return Case(x, (h, c), lengths, *weights)
+
+    sizes = [
+        ([3, 2], 3, 2, 2), ([1, 3], 4, 2, 3), ([4, 1, 3, 2], 4, 3, 2), ([1, 1, 1], 2, 2, 3),
+        ([5, 5], 5, 1, 2), ([2, 5, 1, 4, 3], 7, 3, 4), ([1, 3], 3, 1, 1), ([2], 4, 2, 2),
+    ]  # fmt: skip
+    return [case(*size) for size in sizes]
+
+
+@_check(
+    rnn_bptt,
+    seed=26,
+    outputs=("grad_x", "grad_h0", "grad_w_ih", "grad_w_hh", "grad_b_ih", "grad_b_hh"),
+)
+def check_rnn_bptt(draw):
+    """Gradients, by hand, for x, h0, w_ih, w_hh, b_ih, b_hh."""
+
+    def case(batch, time, inputs, hidden):
+        _, h0, *weights = _arguments(draw, batch, inputs, hidden, blocks=1)
+        return Case(draw(batch, time, hidden), draw(batch, time, inputs), h0, *weights)
+
+    sizes = [(2, 3, 3, 2), (3, 5, 2, 4), (4, 2, 3, 2), (2, 9, 1, 3), (1, 2, 1, 2), (1, 1, 2, 3)]
+    return [case(*size) for size in sizes]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shipyard.checks import Case, Passed, compare, draws, require_signature
+from shipyard.checks import Case, check, draws
 
 
 def time_to_accuracy(runs, target, preparation=0.0):
@@ -92,9 +92,10 @@ def flip_average_in_one_call(model, images):
     return model(torch.cat([images, images.flip(3)])).reshape(2, len(images), -1).mean(0)
 
 
-def check_time_to_accuracy(candidate: Callable) -> Passed:
-    """Check ``time_to_accuracy(runs, target, preparation=0.0)``: the median over the runs of the
-    training seconds at the first evaluation that reaches the target."""
+@check(time_to_accuracy, tolerance=1e-12)
+def check_time_to_accuracy():
+    """The median over the runs of the training seconds at the first evaluation that reaches the
+    target."""
     even = [(10.25, 3.5, 0.3), (12.5, 3.0, 0.5), (11.75, 3.25, 0.7)]
     quick = [
         (9.125, 2.0, 0.45), (8.25, 2.0, 0.66), (9.5, 2.5, 0.6), (8.625, 2.0, 0.72), (8.0, 2.0, 0.7),
@@ -103,7 +104,7 @@ def check_time_to_accuracy(candidate: Callable) -> Passed:
     failing = [(10.0, 3.0, 0.1), (10.625, 3.0, 0.12), (10.0, 3.5, 0.1)]
     weak = [(6.75, 1.0, 0.35), (7.875, 1.0, 0.55)]
     nearly = [(7.625, 1.5, 0.592), (7.5, 1.5, 0.5999999999), (7.5625, 1.5, 0.6000000001)]
-    cases = [
+    return [
         Case([even], 0.6),
         Case([even], 0.5),
         Case([slow, quick, even], 0.55),
@@ -117,13 +118,20 @@ def check_time_to_accuracy(candidate: Callable) -> Passed:
         Case([quick, even, quick], 0.71),
         Case([failing, slow, quick, even, weak], 0.41, preparation=1.375),
     ]
-    return compare(candidate, reference=time_to_accuracy, cases=cases, tolerance=1e-12)
 
 
-def check_roofline(candidate: Callable) -> Passed:
-    """Check ``roofline(images_shape, weight_shape, bytes_per_value, peak, bandwidth)``, which
-    returns (flops, bytes moved, attainable FLOP/s) of a convolution."""
-    cases = [
+@check(
+    roofline,
+    tolerance=1e-12,
+    outputs=("flops", "bytes_moved", "attainable"),
+    forbidden=dict.fromkeys(
+        ("FlopCounterMode.__init__", "conv_flop_count"),
+        "Count the operations yourself: 2 for each product, c_in · k² products for each output.",
+    ),
+)
+def check_roofline():
+    """(FLOPs, bytes moved, attainable FLOP/s) of a convolution."""
+    return [
         Case((2, 3, 5, 5), (4, 3, 3, 3), 4, 1e9, 1e8),  # under the slope
         Case((7, 16, 12, 10), (32, 16, 3, 3), 4, 1e9, 1e9),  # under the flat roof
         Case((3, 5, 6, 8), (2, 5, 2, 2), 8, 1e12, 2e10),
@@ -131,21 +139,19 @@ def check_roofline(candidate: Callable) -> Passed:
         Case((1, 64, 7, 9), (64, 64, 1, 1), 2, 4e12, 5e10),
         Case((3, 1, 6, 8), (1, 1, 4, 4), 1, 7.5e8, 3e8),
     ]
-    outputs = ("flops", "bytes_moved", "attainable")
-    why = "Count the operations yourself: 2 for each product, c_in · k² products for each output."
-    forbidden = dict.fromkeys(("FlopCounterMode.__init__", "conv_flop_count"), why)
-    settings = {"tolerance": 1e-12, "forbidden": forbidden}
-    return compare(candidate, reference=roofline, cases=cases, outputs=outputs, **settings)
 
 
-def check_strides(candidate: Callable) -> Passed:
-    """Check ``strides(shape, channels_last=False)``: how far apart neighbours lie on each axis."""
+@check(
+    strides,
+    forbidden=dict.fromkeys(
+        ("stride", "empty", "zeros", "ones", "rand", "randn"),
+        "It tells you the strides. Compute them from the sizes, without making a tensor.",
+    ),
+)
+def check_strides():
+    """How far apart neighbours lie on each axis."""
     shapes = [(2, 3, 4, 5), (6, 2, 9, 4), (1, 3, 32, 32), (7, 1, 3, 2), (3, 8, 1, 6), (5, 4, 1, 1)]
-    cases = [Case(shape, last) for last in (False, True) for shape in shapes]
-    cases.append(Case((4, 6, 2, 3)))
-    why = "It tells you the strides. Compute them from the sizes, without making a tensor."
-    forbidden = dict.fromkeys(("stride", "empty", "zeros", "ones", "rand", "randn"), why)
-    return compare(candidate, reference=strides, cases=cases, forbidden=forbidden)
+    return [*(Case(shape, last) for last in (False, True) for shape in shapes), Case((4, 6, 2, 3))]
 
 
 class _Network(nn.Sequential):
@@ -184,14 +190,14 @@ def _layout(tensor: Tensor) -> str:
 
 
 _FACTS = (
-    "what came back", "images", "layout of images", "the images that were given", "model",
-    "layout of weight", "model.training", "model(images)", "layout of the output of layer",
+    "what came back", "images", "layout of images", "model", "layout of weight", "model.training",
+    "model(images)", "layout of the output of layer",
 )  # fmt: skip
 
 
 def _facts(function: Callable, model: nn.Module, images: Tensor) -> list | None:
     """What can be seen from outside of the (model, images) that come back, as `_FACTS` says."""
-    given, answer = images, function(model, images)
+    answer = function(model, images)
     if answer is None:
         return None
     parts = answer if isinstance(answer, tuple | list) else [answer]
@@ -215,36 +221,33 @@ def _facts(function: Callable, model: nn.Module, images: Tensor) -> list | None:
             output = model(images)
     except Exception as error:  # the facts before this one tell why
         output = f"{type(error).__name__}: {error}"
-    seen = [images, _layout(images), given, values, weights, training, output, flowing]
+    seen = [images, _layout(images), values, weights, training, output, flowing]
     return ["a model and a tensor", *seen]
 
 
-def check_channels_last(candidate: Callable) -> Passed:
-    """Check ``channels_last(model, images)``, which returns both in the layout channels_last."""
-    if callable(candidate):
-        require_signature(candidate, "channels_last(model, images)")
-    block, draw = nn.Sequential, draws(5)
+@check(channels_last, seed=5, outputs=_FACTS, use=_facts)
+def check_channels_last(draw):
+    """Both come back in the layout channels_last."""
+    block = nn.Sequential
     layers = [nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
     layers += [nn.MaxPool2d(2), block(nn.Conv2d(8, 4, 2), nn.ReLU()), nn.Flatten(), nn.Linear(8, 5)]
     upwards = [nn.Conv2d(3, 5, 3), block(nn.ConvTranspose2d(5, 4, 2)), nn.BatchNorm2d(4)]
     places = [nn.Conv2d(2, 3, 2), _Positions(3, 4, 5), nn.Conv2d(3, 2, 1)]
-    cases = [
+    return [
         Case(_Network(1, nn.Conv2d(3, 4, 3), nn.ReLU()), draw(2, 3, 5, 6)),
         Case(_Network(2, *layers), draw(2, 3, 7, 5)),
         Case(_Network(3, *upwards).eval(), draw(3, 3, 5, 6).transpose(2, 3)),
         Case(_Network(4, *places).float(), draw(1, 2, 5, 6).float()),
     ]
-    return compare(candidate, reference=channels_last, cases=cases, outputs=_FACTS, use=_facts)
 
 
-def _aligned(function: Callable, images: Tensor, kernel_size: int, eps: float) -> tuple:
-    """The function's filters in the order, and with the signs, of the reference's; then what it
-    left of the images."""
+def _aligned(function: Callable, images: Tensor, kernel_size: int, eps: float) -> Tensor:
+    """The function's filters in the order, and with the signs, of the reference's."""
     like = whitening(images, kernel_size, eps)
     filters = function(images, kernel_size, eps)
     comparable = isinstance(filters, Tensor) and filters.is_floating_point()
     if not comparable or filters.shape != like.shape:
-        return filters, images
+        return filters
     like, flat = like.flatten(1), filters.detach().flatten(1).double().nan_to_num(0.0)
     cosines = F.normalize(like, dim=1) @ F.normalize(flat, dim=1).T  # (reference's, candidate's)
     order, free = [], cosines.abs()
@@ -252,14 +255,12 @@ def _aligned(function: Callable, images: Tensor, kernel_size: int, eps: float) -
         order.append(free[row].argmax().item())
         free[:, order[-1]] = -1
     signs = torch.where(cosines[range(len(like)), order] < 0, -1, 1).to(filters)
-    return filters[order] * signs[:, None, None, None], images
+    return filters[order] * signs[:, None, None, None]
 
 
-def check_whitening(candidate: Callable) -> Passed:
-    """Check ``whitening(images, kernel_size, eps)``, the filters (c·k·k, c, k, k) of a whitening
-    convolution, in any order and with any signs."""
-    if callable(candidate):
-        require_signature(candidate, "whitening(images, kernel_size, eps)")
+@check(whitening, use=_aligned, tolerance=1e-9)
+def check_whitening():
+    """The filters (c·k·k, c, k, k) of a whitening convolution, in any order and with any signs."""
 
     def case(seed, shape, kernel_size, eps):
         """Images whose neighbours are alike, in space and across channels, and not centred."""
@@ -270,21 +271,25 @@ def check_whitening(candidate: Callable) -> Passed:
         slope = torch.linspace(0, 1, shape[3], dtype=noise.dtype)
         return Case(images + 0.7 * brightness + slope, kernel_size, eps)
 
-    cases = [
+    return [
         case(1, (3, 1, 4, 5), 2, 0.1),
         case(2, (4, 3, 6, 5), 2, 0.01),
         case(3, (1, 2, 7, 9), 3, 1e-3),
         case(4, (2, 3, 5, 4), 1, 0.05),
         case(5, (2, 1, 2, 3), 2, 0.01),  # 4 patches of 4 values: one eigenvalue is 0
     ]
-    outputs = ("the filters (order and signs are free)", "the images after the call")
-    settings = {"outputs": outputs, "use": _aligned, "tolerance": 1e-9}
-    return compare(candidate, reference=whitening, cases=cases, **settings)
 
 
-def check_one_cycle(candidate: Callable) -> Passed:
-    """Check ``one_cycle(step, total_steps, max_lr, pct_start, div_factor, final_div_factor,
-    anneal_strategy)``, which returns the learning rate of one step."""
+@check(
+    one_cycle,
+    tolerance=1e-12,
+    forbidden={
+        "OneCycleLR.__init__": """The schedule is what you build here. Compute the rate of the step
+        from the formulas."""
+    },
+)
+def check_one_cycle():
+    """The learning rate of one step."""
     settings = [
         (10, 1.0, 0.3, 10.0, 10.0, "linear"),
         (10, 1.0, 0.3, 10.0, 10.0, "cos"),
@@ -297,19 +302,16 @@ def check_one_cycle(candidate: Callable) -> Passed:
         (2, 0.3, 0.75),
     ]
     # first in order, then from the last step to the first: a rate depends on its step alone
-    cases = [
+    return [
         Case(step, *rest)
         for place, rest in enumerate(settings)
         for step in range(rest[0])[:: 1 if place < 3 else -1]
     ]
-    why = "The schedule is what you build here. Compute the rate of the step from the formulas."
-    settings = {"tolerance": 1e-12, "forbidden": {"OneCycleLR.__init__": why}}
-    return compare(candidate, reference=one_cycle, cases=cases, **settings)
 
 
-def check_flip_average(candidate: Callable) -> Passed:
-    """Check ``flip_average(model, images)``: the mean of two predictions, (n, classes)."""
-    draw = draws(7)
+@check(flip_average, seed=7, forms=(flip_average_in_one_call,), tolerance=1e-12)
+def check_flip_average(draw):
+    """The mean of two predictions, (n, classes)."""
 
     def case(seed, images, channels, height, width, classes):
         hidden = 4 * (height - 1) * (width - 1)
@@ -317,6 +319,4 @@ def check_flip_average(candidate: Callable) -> Passed:
         return Case(_Network(seed, *layers), draw(images, channels, height, width))
 
     sizes = [(2, 1, 3, 3, 3), (5, 3, 4, 6, 10), (6, 3, 5, 5, 7), (1, 2, 5, 4, 4)]
-    cases = [case(seed, *size) for seed, size in enumerate(sizes, 1)]
-    forms = (flip_average_in_one_call,)
-    return compare(candidate, reference=flip_average, cases=cases, forms=forms, tolerance=1e-12)
+    return [case(seed, *size) for seed, size in enumerate(sizes, 1)]

@@ -10,7 +10,7 @@ import copy
 import inspect
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shipyard.checks import Case, CheckFailed, Passed, compare, draws, require_signature
+from shipyard.checks import Case, CheckFailed, Passed, check, compare, draws, require_signature
 
 # --- the references -----------------------------------------------------------------------------
 
@@ -120,8 +120,9 @@ def resume():
 # --- tasks that are plain functions -------------------------------------------------------------
 
 
-def check_normalize(candidate: Callable) -> Passed:
-    """Check ``normalize(images, mean, std)``: bytes to floats, (x / 255 − mean) / std."""
+@check(normalize, tolerance=1e-5)  # float32
+def check_normalize():
+    """Bytes to floats, (x / 255 − mean) / std."""
 
     def case(seed, batch, channels, height, width, brightest=255, narrow=1.0):
         generator = torch.Generator().manual_seed(seed)
@@ -130,49 +131,44 @@ def check_normalize(candidate: Callable) -> Passed:
         mean = 0.2 + 0.6 * torch.rand(channels, generator=generator)
         return Case(images, mean, narrow * (0.1 + 0.3 * torch.rand(channels, generator=generator)))
 
-    return compare(
-        candidate,
-        reference=normalize,
-        tolerance=1e-5,  # float32
-        cases=[
-            *(case(2, 4, 3, 5, 7), case(6, 2, 3, 6, 5, brightest=90), case(5, 2, 4, 5, 4)),
-            *(case(3, 2, 3, 3, 3), case(4, 3, 1, 4, 6), case(7, 2, 3, 4, 5, narrow=0.01)),
-            case(1, 1, 3, 2, 2),
-        ],
-    )
+    return [
+        *(case(2, 4, 3, 5, 7), case(6, 2, 3, 6, 5, brightest=90), case(5, 2, 4, 5, 4)),
+        *(case(3, 2, 3, 3, 3), case(4, 3, 1, 4, 6), case(7, 2, 3, 4, 5, narrow=0.01)),
+        case(1, 1, 3, 2, 2),
+    ]
 
 
-def check_flatten_size(candidate: Callable) -> Passed:
-    """Check ``flatten_size(image_shape, layers)``: values for each image after these layers."""
+@check(
+    flatten_size,
+    forbidden=dict.fromkeys(
+        ("conv2d", "max_pool2d", "avg_pool2d"),
+        "The sizes can be known before any layer is built: compute them, side by side.",
+    ),
+)
+def check_flatten_size():
+    """Values for each image after these layers."""
     pool_2 = ("pool", 2, 2, 0)
-    return compare(
-        candidate,
-        reference=flatten_size,
-        cases=[
-            Case((3, 7, 9), [pool_2]),
-            Case((3, 6, 10), [("conv", 5, 3, 1, 1)]),
-            Case((1, 8, 9), [("conv", 4, 3, 1, 0)]),
-            Case((2, 9, 7), [("conv", 4, 3, 2, 1)]),
-            Case((1, 9, 12), [("pool", 3, 2, 0)]),
-            Case((1, 8, 8), [("pool", 3, 2, 1)]),
-            Case((2, 11, 8), [("pool", 2, 3, 0)]),
-            Case((2, 6, 9), [("conv", 3, 5, 1, 3)]),
-            Case((3, 32, 32), [("conv", 6, 5, 1, 0), pool_2, ("conv", 16, 5, 1, 0), pool_2]),
-            Case((3, 32, 32), [("conv", 32, 3, 1, 1), pool_2, ("conv", 64, 3, 1, 1), pool_2]),
-            Case((3, 31, 45), [("conv", 8, 4, 3, 2), ("pool", 3, 2, 1), ("conv", 5, 2, 2, 0)]),
-            Case((4, 15, 15), [pool_2, pool_2, ("conv", 7, 1, 1, 0)]),
-            Case((2, 5, 4), [("conv", 3, 4, 2, 0)]),
-            Case((2, 5, 4), []),
-        ],
-        forbidden=dict.fromkeys(
-            ("conv2d", "max_pool2d", "avg_pool2d"),
-            "The sizes can be known before any layer is built: compute them, side by side.",
-        ),
-    )
+    return [
+        Case((3, 7, 9), [pool_2]),
+        Case((3, 6, 10), [("conv", 5, 3, 1, 1)]),
+        Case((1, 8, 9), [("conv", 4, 3, 1, 0)]),
+        Case((2, 9, 7), [("conv", 4, 3, 2, 1)]),
+        Case((1, 9, 12), [("pool", 3, 2, 0)]),
+        Case((1, 8, 8), [("pool", 3, 2, 1)]),
+        Case((2, 11, 8), [("pool", 2, 3, 0)]),
+        Case((2, 6, 9), [("conv", 3, 5, 1, 3)]),
+        Case((3, 32, 32), [("conv", 6, 5, 1, 0), pool_2, ("conv", 16, 5, 1, 0), pool_2]),
+        Case((3, 32, 32), [("conv", 32, 3, 1, 1), pool_2, ("conv", 64, 3, 1, 1), pool_2]),
+        Case((3, 31, 45), [("conv", 8, 4, 3, 2), ("pool", 3, 2, 1), ("conv", 5, 2, 2, 0)]),
+        Case((4, 15, 15), [pool_2, pool_2, ("conv", 7, 1, 1, 0)]),
+        Case((2, 5, 4), [("conv", 3, 4, 2, 0)]),
+        Case((2, 5, 4), []),
+    ]
 
 
-def check_confusion_matrix(candidate: Callable) -> Passed:
-    """Check ``confusion_matrix(predictions, labels, classes)``: rows truth, columns answers."""
+@check(confusion_matrix, forms=[counted_in_turn])
+def check_confusion_matrix():
+    """Rows truth, columns answers."""
 
     def case(seed, count, classes, never=()):
         generator = torch.Generator().manual_seed(seed)
@@ -180,69 +176,56 @@ def check_confusion_matrix(candidate: Callable) -> Passed:
         places = torch.randint(len(used), (2, count), generator=generator)
         return Case(used[places[0]], used[places[1]], classes)
 
-    return compare(
-        candidate,
-        reference=confusion_matrix,
-        forms=[counted_in_turn],
-        cases=[
-            case(3, 20, 3),
-            case(4, 12, 5, never=(2,)),
-            case(5, 15, 6, never=(4, 5)),
-            case(6, 300, 10),
-            case(7, 1500, 4, never=(0, 3)),  # more than 255 in one place
-            Case(torch.tensor([0, 2, 2, 1]), torch.tensor([1, 1, 2, 1]), 4),
-            Case(torch.tensor([3, 3, 1, 0]), torch.tensor([3, 2, 1, 3]), 4),
-            Case(torch.tensor([1, 1, 0]), torch.tensor([0, 1, 0]), 2),
-            case(2, 1, 3),
-            case(8, 5, 1),
-        ],
-    )
+    return [
+        case(3, 20, 3),
+        case(4, 12, 5, never=(2,)),
+        case(5, 15, 6, never=(4, 5)),
+        case(6, 300, 10),
+        case(7, 1500, 4, never=(0, 3)),  # more than 255 in one place
+        Case(torch.tensor([0, 2, 2, 1]), torch.tensor([1, 1, 2, 1]), 4),
+        Case(torch.tensor([3, 3, 1, 0]), torch.tensor([3, 2, 1, 3]), 4),
+        Case(torch.tensor([1, 1, 0]), torch.tensor([0, 1, 0]), 2),
+        case(2, 1, 3),
+        case(8, 5, 1),
+    ]
 
 
-def _require(candidate: Any, reference: Callable, subject: str = "Your function") -> None:
-    """Refuse a function that does not take the arguments of ``reference``."""
-    if callable(candidate):  # compare says what is wrong with anything else
-        signature = f"{reference.__name__}{inspect.signature(reference)}"
-        require_signature(candidate, signature, subject=subject)
+def _loss_and_gradient(function: Callable, logits: Tensor, labels: Tensor, epsilon: float):
+    loss, gradient = function(logits.requires_grad_(), labels, epsilon), "missing"
+    if isinstance(loss, Tensor) and loss.requires_grad:
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    return None if loss is None else (loss, gradient)
 
 
-def check_label_smoothing(candidate: Callable) -> Passed:
-    """Check ``label_smoothing(logits, labels, epsilon)``: the loss, and its gradient."""
-
-    def use(function, logits, labels, epsilon):
-        loss, gradient = function(logits.requires_grad_(), labels, epsilon), "missing"
-        if isinstance(loss, Tensor) and loss.requires_grad:
-            (gradient,) = torch.autograd.grad(loss.sum(), logits)
-        return loss, gradient, (logits, labels)
+@check(
+    label_smoothing,
+    forms=[two_losses],
+    forbidden={
+        "cross_entropy(label_smoothing)": """The task is to build what this option does. Mix the
+        target yourself: (1 − ε) · one-hot + ε / K."""
+    },
+    use=_loss_and_gradient,
+    outputs=("The loss", "The gradient of the loss for the logits"),
+    tolerance=1e-6,  # F.one_hot times a number is float32
+)
+def check_label_smoothing():
+    """The loss, and its gradient."""
 
     def case(seed, batch, classes, epsilon, scale=1.0):
         generator = torch.Generator().manual_seed(seed)
         labels = torch.randint(classes, (batch,), generator=generator)
         return Case(scale * draws(seed)(batch, classes), labels, epsilon)
 
-    _require(candidate, label_smoothing)
-    return compare(
-        candidate,
-        reference=label_smoothing,
-        forms=[two_losses],
-        forbidden={
-            "cross_entropy(label_smoothing)": "The task is to build what this option does. Mix "
-            "the target yourself: (1 − ε) · one-hot + ε / K."
-        },
-        use=use,
-        outputs=("The loss", "The gradient of the loss for the logits", "(logits, labels) after"),
-        tolerance=1e-6,  # F.one_hot times a number is float32
-        cases=[
-            case(3, 5, 10, 0.1),
-            case(1, 4, 3, 0.3),
-            case(2, 4, 10, 0.0),
-            case(4, 7, 2, 0.2),
-            case(5, 3, 3, 0.5),
-            case(6, 2, 4, 1.0),
-            case(7, 4, 6, 0.1, scale=1000.0),
-            case(8, 1, 3, 0.3),
-        ],
-    )
+    return [
+        case(3, 5, 10, 0.1),
+        case(1, 4, 3, 0.3),
+        case(2, 4, 10, 0.0),
+        case(4, 7, 2, 0.2),
+        case(5, 3, 3, 0.5),
+        case(6, 2, 4, 1.0),
+        case(7, 4, 6, 0.1, scale=1000.0),
+        case(8, 1, 3, 0.3),
+    ]
 
 
 # --- a network that takes notes -----------------------------------------------------------------
@@ -274,22 +257,6 @@ class _Made:
 
     def __repr__(self) -> str:
         return self.text
-
-
-class _Batches:
-    """A loader: it can be gone through, and tells how many batches it has."""
-
-    def __init__(self, *batches: Any):
-        self.batches = batches
-
-    def __repr__(self) -> str:
-        return f"({len(self)} batches)"
-
-    def __iter__(self) -> Iterator:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
 
 def _network(text: str, *layers: Callable, training: bool = False, frozen: bool = False) -> _Made:
@@ -338,9 +305,9 @@ _ADAM = _Made("AdamW", partial(torch.optim.AdamW, lr=0.02))
 
 
 def _take_steps(
-    function: Callable, model: _Made, images: _Batches, labels: _Batches, optimizer: _Made
+    function: Callable, model: _Made, images: Tensor, labels: Tensor, optimizer: _Made
 ) -> list[dict]:
-    """What each step did, its loss, and what it left."""
+    """What each step did, its loss, and what it left; a batch of images and labels for each."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = model.make()
@@ -355,37 +322,30 @@ def _take_steps(
                 "loss": loss.detach() if isinstance(loss, Tensor) else loss,
                 "loss holds its graph": isinstance(loss, Tensor) and loss.requires_grad,
                 "network afterwards": _numbers(network),
-                "batch afterwards": (x, y),
             }
             found.append(step)
         return found
 
 
-def check_train_step(candidate: Callable) -> Passed:
-    """Check ``train_step(model, images, labels, optimizer)``, which returns the loss."""
+@check(train_step, use=_take_steps, outputs=("Step 1", "Step 2", "Step 3"))
+def check_train_step():
+    """It returns the loss."""
 
     def case(seed, model, optimizer, size=5):
-        images, labels = zip(*_images(seed, size, size, size), strict=True)
-        return Case(model, _Batches(*images), _Batches(*labels), optimizer)
+        images, labels = map(torch.stack, zip(*_images(seed, size, size, size), strict=True))
+        return Case(model, images, labels, optimizer)  # (steps, batch, ...) both
 
     plain, norm = _network("a linear network"), _network("one with batch norm", _norm, nn.ReLU)
-    _require(candidate, train_step)
-    return compare(
-        candidate,
-        reference=train_step,
-        use=_take_steps,
-        outputs=("Step 1", "Step 2", "Step 3"),
-        cases=[
-            case(2, plain, _MOMENTUM),
-            case(3, norm, _SGD),
-            case(4, _network("one with dropout", nn.ReLU, _dropout), _MOMENTUM),
-            case(5, _network("batch norm and dropout", _norm, _dropout), _ADAM, size=7),
-            case(1, plain, _SGD, size=1),
-        ],
-    )
+    return [
+        case(2, plain, _MOMENTUM),
+        case(3, norm, _SGD),
+        case(4, _network("one with dropout", nn.ReLU, _dropout), _MOMENTUM),
+        case(5, _network("batch norm and dropout", _norm, _dropout), _ADAM, size=7),
+        case(1, plain, _SGD, size=1),
+    ]
 
 
-def _score(function: Callable, model: _Made, loader: _Batches) -> tuple:
+def _score(function: Callable, model: _Made, loader: list) -> tuple:
     """The answer, whether gradients were recorded, and all that should be as it was."""
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
@@ -397,35 +357,33 @@ def _score(function: Callable, model: _Made, loader: _Batches) -> tuple:
             "weights and statistics": _numbers(network),
             "requires_grad": {name: θ.requires_grad for name, θ in network.named_parameters()},
             "grad": {name: θ.grad for name, θ in network.named_parameters()},
-            "loader": list(loader),
         }
-        return answer, "on" if network.recorded else "off", afterwards
+        recorded = "on" if network.recorded else "off"
+        return None if answer is None else (answer, recorded, afterwards)
 
 
-def check_evaluate(candidate: Callable) -> Passed:
-    """Check ``evaluate(model, loader)``, which returns (loss, accuracy)."""
+@check(
+    evaluate,
+    use=_score,
+    outputs=("(loss, accuracy)", "Recording of gradients while it ran", "Afterwards"),
+)
+def check_evaluate():
+    """It returns (loss, accuracy)."""
 
     def case(seed, sizes, text, *layers, training, frozen=False):
         mode = "train" if training else "eval"
         model = _network(f"{text}, in {mode} mode", *layers, training=training, frozen=frozen)
-        return Case(model, _Batches(*_images(seed, *sizes)))
+        return Case(model, _images(seed, *sizes))
 
-    _require(candidate, evaluate)
-    return compare(
-        candidate,
-        reference=evaluate,
-        use=_score,
-        outputs=("(loss, accuracy)", "Recording of gradients while it ran", "Afterwards"),
-        cases=[
-            case(2, (5, 5), "linear", training=True),
-            case(3, (6, 6, 2), "linear", training=False),
-            case(4, (5, 5, 3), "batch norm", _norm, training=True),
-            case(6, (7, 4), "batch norm", _norm, training=False),
-            case(7, (3, 3, 2), "linear, first layer frozen", training=True, frozen=True),
-            case(1, (4,), "linear", training=False),
-            case(5, (3, 3, 1), "dropout", _dropout, training=True),
-        ],
-    )
+    return [
+        case(2, (5, 5), "linear", training=True),
+        case(3, (6, 6, 2), "linear", training=False),
+        case(4, (5, 5, 3), "batch norm", _norm, training=True),
+        case(6, (7, 4), "batch norm", _norm, training=False),
+        case(7, (3, 3, 2), "linear, first layer frozen", training=True, frozen=True),
+        case(1, (4,), "linear", training=False),
+        case(5, (3, 3, 1), "dropout", _dropout, training=True),
+    ]
 
 
 # --- stop, and go on ----------------------------------------------------------------------------
@@ -461,11 +419,36 @@ def _train(training: tuple, start: int, stop: int = LAST_STEP) -> dict[str, Tens
     return _numbers(model)
 
 
-def _through_a_file(state: Any, weights_only: bool) -> Any:
+def _through_a_file(state: Any) -> Any:
+    """What a file would give back of a state; refused is what is no dict of plain data."""
+    _refuse(
+        not isinstance(state, dict),
+        state,
+        "save_state",
+        "Return a dict with all that the next step depends on.",
+    )
     file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=weights_only)
+    try:
+        torch.save(state, file)
+        file.seek(0)
+        return torch.load(file, weights_only=True)
+    except Exception as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it refuses a {found[1]}" if found else f"{type(error).__name__}: {error}"
+        raise CheckFailed(
+            "The state that save_state returned cannot go through a file.\n"
+            f"torch.load(weights_only=True) cannot read it back: {reason}.\nIt builds "
+            "tensors, numbers, text, lists and dicts, and refuses whole objects, since to read\n"
+            "one can run foreign code. Save what state_dict() and get_state() give.",
+            "not-serialisable",
+        ) from error
+
+
+def _refuse(wrong: bool, value: Any, name: str, advice: str) -> None:
+    if wrong:
+        kind = type(value).__name__.removesuffix("Type")
+        slug = "returned-none" if value is None else "wrong-return"
+        raise CheckFailed(f"{name} returned {kind}.\n{advice}", slug)
 
 
 def _stop_and_go_on(functions: Callable, training: _Made, stop_after: int, mode: str) -> list:
@@ -487,72 +470,19 @@ def _stop_and_go_on(functions: Callable, training: _Made, stop_after: int, mode:
         def loaded(state, training):
             training[0].train(mode == "train")
             step = load(state, *training)
+            advice = "The loop must know where to go on: return the step that was saved, a whole "
+            _refuse(not hasattr(step, "__index__"), step, "load_state", f"{advice}number.")
             modes["after load_state"] = _mode(training[0])
             return _train(training, step)
 
         _train(first, 0, stop_after)
         state = saved(first, stop_after)
-        from_file = _through_a_file(state, weights_only=False)  # faster; _check_state is strict
+        from_file = _through_a_file(state)
         went_on = _train(first, stop_after)
         second = training.make(seed=1)  # a new process: other weights, other random numbers
         saved(second, stop_after)  # this must leave the first state alone
         restarted = loaded(from_file, second)
         return [modes, restarted, went_on, loaded(state, first), loaded(state, first)]
-
-
-def _check_state(save: Callable, load: Callable, training: _Made) -> None:
-    """The state is a dict that a file can hold, and load_state gives back the step."""
-
-    def refuse(verdict, diagnosis, cause=None):
-        raise CheckFailed(f"resume is not right yet: {verdict}", diagnosis) from cause
-
-    with torch.random.fork_rng(devices=[]):
-        try:
-            first, second = training.make(seed=0), training.make(seed=1)
-            state = save(*first, 0)
-        except Exception:
-            return  # the comparison that follows reports it, with its line
-        if not isinstance(state, dict):
-            refuse(
-                f"save_state returned {type(state).__name__.removesuffix('Type')}.\n"
-                "Return a dict with all that the next step depends on.",
-                "returned-none" if state is None else "wrong-return",
-            )
-        try:
-            state = _through_a_file(state, weights_only=True)
-        except Exception as error:
-            found = re.search(r"GLOBAL ([\w.]+)", str(error))
-            reason = f"it refuses a {found[1]}" if found else f"{type(error).__name__}: {error}"
-            refuse(
-                "the state that save_state returned cannot go through a file.\n"
-                f"torch.load(weights_only=True) cannot read it back: {reason}.\nIt builds tensors, "
-                "numbers, text, lists and dicts, and refuses whole objects, since to read\none can "
-                "run foreign code. Save what state_dict() and get_state() give.",
-                "not-serialisable",
-                error,
-            )
-        try:
-            step = load(state, *second)
-        except Exception:
-            return
-        if not hasattr(step, "__index__"):
-            refuse(
-                f"load_state returned {type(step).__name__.removesuffix('Type')}.\n"
-                "The loop must know where to go on: return the step that was saved, a whole "
-                "number.",
-                "returned-none" if step is None else "wrong-return",
-            )
-
-
-def _both(function: Any) -> tuple[Any, Any]:
-    """The pair that ``function`` returns; a stub stands for both."""
-    try:
-        save, load = function()
-    except NotImplementedError:
-        return function, function
-    except (TypeError, ValueError):  # it wants arguments, or is no function
-        return None, None
-    return save, load
 
 
 def check_resume(save_state: Callable, load_state: Callable | None = None) -> Passed:
@@ -561,7 +491,12 @@ def check_resume(save_state: Callable, load_state: Callable | None = None) -> Pa
     The only argument may also be a function without arguments that returns the two.
     """
     if load_state is None:
-        save_state, load_state = _both(save_state)
+        try:
+            save_state, load_state = save_state()
+        except NotImplementedError:  # a stub stands for both
+            load_state = save_state
+        except (TypeError, ValueError):  # it wants arguments, or is no function
+            save_state = None
     if not (callable(save_state) and callable(load_state)):
         raise CheckFailed(
             "resume: the check needs your two functions, without brackets: "
@@ -569,10 +504,10 @@ def check_resume(save_state: Callable, load_state: Callable | None = None) -> Pa
             "not-a-function",
         )
     for function, right in zip((save_state, load_state), resume(), strict=True):
-        _require(function, right, "resume: your function")
+        arguments = inspect.signature(right)
+        signature, subject = f"{right.__name__}{arguments}", f"resume: {right.__name__}"
+        require_signature(function, signature, [*arguments.parameters], subject=subject)
 
-    first = _training("SGD with momentum", _MOMENTUM)
-    _check_state(save_state, load_state, first)
     return compare(
         lambda: (save_state, load_state),
         signature="resume(training, stop_after, mode)",
@@ -587,7 +522,7 @@ def check_resume(save_state: Callable, load_state: Callable | None = None) -> Pa
             "After going back to that state once more, model",
         ),
         cases=[
-            Case(first, 1, "train"),
+            Case(_training("SGD with momentum", _MOMENTUM), 1, "train"),
             Case(_training("SGD, learning rate falls", _SGD, step_size=2), 1, "eval"),
             Case(_training("SGD, with dropout", _SGD, dropout=0.4), 1, "train"),
             Case(_training("all of this, with AdamW", _ADAM, step_size=2, dropout=0.3), 2, "eval"),
