@@ -222,10 +222,12 @@ def compare(
         )
     cases, attempts = list(cases), []
     if use:  # calls by name what a case names, if it has a default, and by place all else
-        parameters = inspect.signature(reference).parameters.items()
-        options = {name: None for case in cases for name in case.options}
-        by_place = [name for name, p in parameters if p.default is p.empty or name not in options]
-        by_name = {name: None for name in options if name not in by_place}
+        parameters = inspect.signature(reference).parameters
+        named = {name for case in cases for name in case.options}
+        by_name = {
+            n: None for n, p in parameters.items() if p.default is not p.empty and n in named
+        }
+        by_place = [name for name in parameters if name not in by_name]
         require_signature(candidate, signature, by_place, by_name)
     for case in cases:
         attempts.append(task.attempt(candidate, case))
