@@ -8,7 +8,10 @@ import numpy as np
 
 from wrong_answers import Task
 
-PSI, KS, MMD, CANARY, SWAP, CONSUMER = (Task() for _ in range(6))
+PSI, KS, MMD, CANARY, CONSUMER = (Task() for _ in range(5))
+SWAP = Task(
+    spared="changes_its_input"
+)  # it gets a model and a lock, and changing the lock is right
 TASKS = {
     "psi": PSI,
     "ks_drift": KS,
