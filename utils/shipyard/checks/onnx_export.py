@@ -317,7 +317,9 @@ def _from_pixels(
     network = model.make()
     wrapped = function(network, mean, std)
     if not isinstance(wrapped, nn.Module):
-        return None if wrapped is None else [f"no module, but {type(wrapped).__name__}"]
+        if wrapped is None:
+            return None
+        return [f"no module, but {type(wrapped).__name__}", *4 * ["not tried"]]
     generator = torch.Generator().manual_seed(height)
     pixels = [
         torch.randint(256, (n, height, width, 3), generator=generator, dtype=torch.uint8)
