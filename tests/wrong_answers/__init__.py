@@ -42,6 +42,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,9 +91,9 @@ def unused_name(function: Callable, names: dict, otherwise: str) -> str:
 # --- cheats: each makes a wrong answer of a correct form ------------------------------------------
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in ``value``."""
-    if isinstance(value, Tensor):
+def tensors(value: Any) -> Iterator[Tensor | np.ndarray]:
+    """Every tensor and array in ``value``."""
+    if isinstance(value, Tensor | np.ndarray):
         yield value
     elif isinstance(value, list | tuple | dict):
         for item in value.values() if isinstance(value, dict) else value:
@@ -105,18 +106,29 @@ def sizes(value: Any) -> Any:
         return [sizes(item) for item in value]
     if isinstance(value, dict):
         return {key: sizes(item) for key, item in value.items()}
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | np.ndarray):
         return tuple(value.shape)
     return "" if callable(value) else value
 
 
-def converted(value: Any, old: torch.dtype, new: torch.dtype) -> Any:
-    """``value`` with every tensor of the type ``old`` in the type ``new``."""
+def converted(value: Any, old: str, new: str) -> Any:
+    """``value`` with every tensor and array of the type ``old`` in the type ``new``."""
     if isinstance(value, Tensor):
-        return value.to(new) if value.dtype == old else value
+        return value.to(getattr(torch, new)) if value.dtype == getattr(torch, old) else value
+    if isinstance(value, np.ndarray):
+        return value.astype(new) if value.dtype == old else value
     if isinstance(value, list | tuple):
         return [converted(item, old, new) for item in value]
+    if isinstance(value, dict):
+        return {key: converted(item, old, new) for key, item in value.items()}
     return value
+
+
+def copied(answer: Any, with_graph: bool = False) -> Any:
+    """A deep copy, which torch refuses to make of a tensor that has a graph."""
+    computed = [t for t in tensors(answer) if isinstance(t, Tensor) and t.grad_fn is not None]
+    copies = {id(t): t.clone() if with_graph else t.detach().clone() for t in computed}
+    return copy.deepcopy(answer, copies)
 
 
 def returns_nothing(form: Callable) -> Callable:
@@ -132,9 +144,14 @@ def takes_one_argument_less(form: Callable) -> Callable:
 
 def changes_its_input(form: Callable) -> Callable:
     def cheat(*args, **options):
-        answer = copy.deepcopy(form(*args, **options))
-        for tensor in tensors(args):
-            tensor += 1
+        answer = copied(form(*args, **options), with_graph=True)
+        for tensor in tensors([args, options]):
+            # .data: autograd must not notice either
+            values = tensor.data if isinstance(tensor, Tensor) else tensor
+            if "bool" in str(values.dtype):
+                values ^= True
+            else:
+                values += 1
         for value in args:
             if isinstance(value, list):
                 value.reverse()
@@ -145,8 +162,9 @@ def changes_its_input(form: Callable) -> Callable:
 
 def computes_in_float32(form: Callable) -> Callable:
     def cheat(*args, **options):
-        answer = form(*converted(args, torch.float64, torch.float32), **options)
-        return converted(answer, torch.float32, torch.float64)
+        narrow = converted([args, options], "float64", "float32")
+        answer = form(*narrow[0], **narrow[1])
+        return converted(answer, "float32", "float64")
 
     return cheat
 
@@ -158,8 +176,8 @@ def looks_at_sizes_alone(form: Callable) -> Callable:
     def cheat(*args, **options):
         key = repr(sizes([args, options]))
         if key not in memory:
-            memory[key] = copy.deepcopy(form(*args, **options))
-        return copy.deepcopy(memory[key])
+            memory[key] = copied(form(*args, **options))
+        return copied(memory[key])
 
     return cheat
 
@@ -168,8 +186,8 @@ def always_gives_its_first_answer(form: Callable) -> Callable:
     answers = []
 
     def cheat(*args, **options):
-        answers.append(form(*args, **options))
-        return copy.deepcopy(answers[0])
+        answers.append(copied(form(*args, **options)))
+        return copied(answers[0])
 
     return cheat
 

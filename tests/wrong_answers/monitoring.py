@@ -8,7 +8,8 @@ import numpy as np
 
 from wrong_answers import Task
 
-PSI, KS, MMD, CANARY, SWAP, CONSUMER = (Task() for _ in range(6))
+PSI, KS, MMD, CANARY, CONSUMER = (Task() for _ in range(5))
+SWAP = Task(spared="changes_its_input")  # its inputs are a model, and a lock that it must change
 TASKS = {
     "psi": PSI,
     "ks_drift": KS,

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from wrong_answers import Task
 
-GRAPH, SOFTMAX, CROSS_ENTROPY, BACKWARD, MLP, SCALE = (Task() for _ in range(6))
+GRAPH, SOFTMAX, CROSS_ENTROPY, BACKWARD, MLP = (Task() for _ in range(5))
+SCALE = Task(spared="looks_at_sizes_alone")  # the answer is one of the sizes alone
 TASKS = {
     "backward_graph": GRAPH,
     "softmax": SOFTMAX,

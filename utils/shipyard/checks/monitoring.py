@@ -126,6 +126,7 @@ def _numbers(seed: int) -> Callable[..., np.ndarray]:
 def check_psi(candidate: Callable) -> Passed:
     """Check ``psi(reference, live, bins=10, floor=1e-4)``: a float."""
     draw = _numbers(181)
+    late = 1.7e9  # seconds since 1970, of which float32 knows only every 128th
     whole = np.rint(3 * draw(83))  # numbers that repeat, and lie on the edges
     cases = [
         Case(draw(57), 1.5 * draw(23) + 0.4),
@@ -135,6 +136,7 @@ def check_psi(candidate: Callable) -> Passed:
         Case(draw(120), 2 * draw(41) - 3, bins=7, floor=0.01),
         Case(whole, np.rint(4 * draw(31)), bins=5, floor=0.2),  # lifts shares of the reference, too
         Case(draw(33), 0.3 * draw(200), 6),
+        Case(late + draw(57), late + 0.7 * draw(23)),  # sizes as in the first case
         Case(draw(20), draw(2), bins=2),
     ]
     return compare(candidate, reference=psi, cases=cases, tolerance=1e-9)
@@ -143,7 +145,7 @@ def check_psi(candidate: Callable) -> Passed:
 def check_ks_drift(candidate: Callable) -> Passed:
     """Check ``ks_drift(reference, live)``: the pair (D, p value) of floats."""
     draw = _numbers(182)
-    x = draw(25)
+    x, late = draw(25), 1.7e9  # seconds since 1970, of which float32 knows only every 128th
     cases = [
         Case(draw(37), draw(23) + 0.3),
         Case(draw(37) + 0.5, draw(60)),  # the live numbers are the smaller ones
@@ -153,6 +155,7 @@ def check_ks_drift(candidate: Callable) -> Passed:
         Case(np.arange(40.0), np.arange(40.0) + 2.5),  # λ is 0.34
         Case(np.arange(40.0), np.arange(40.0) + 0.5),  # and here 0.11
         Case(x, x[::-1].copy()),
+        Case(late + draw(37), late + draw(23) / 2),  # sizes as in the first case
         Case(draw(2), draw(3)),
     ]
     return compare(
@@ -176,6 +179,7 @@ def check_mmd(candidate: Callable) -> Passed:
         case(7, 11, 4, 0.0),
         case(15, 8, 1, 1.5),
         case(9, 14, 5, 0.3, shuffles=40, scale=30.0),
+        case(8, 6, 3, 1.5),  # the sizes of the first case, other numbers
         case(4, 6, 2, 0.5, shuffles=4),
     ]
     return compare(
@@ -246,16 +250,19 @@ class _Model:
         return f"model {self.version}"
 
 
-def _drive(make: Callable, steps: Sequence[str]) -> dict[str, dict]:
+def _drive(make: Callable, steps: Sequence[str]) -> dict[str, dict | None] | None:
     """What a slot answers to each of ``steps``, how many requests run then, and its locking."""
-    lock, running, seen = _Lock(), {}, {}
+    lock, running = _Lock(), {}
+    seen = {f"{number}: {step}": None for number, step in enumerate(steps, start=1)}
     slot = make(_Model("1"), lock)
+    if slot is None:
+        return None
     for number, step in enumerate(steps, start=1):
         verb, who = step.split()
         lock.entered, facts = 0, {}
         if verb == "acquire":
             running[who] = slot.acquire()
-            facts["model"] = repr(running[who])
+            facts["model"] = _name(running[who])
         elif verb == "release":
             slot.release(running.pop(who))
         elif verb == "swap":
@@ -264,14 +271,20 @@ def _drive(make: Callable, steps: Sequence[str]) -> dict[str, dict]:
                 facts["lock held while the model is loaded"] = lock.held
                 return _Model(who)
 
-            facts["returned"] = repr(slot.swap(load))
+            facts["returned"] = _name(slot.swap(load))
         else:
             facts["error"] = _refused(slot)
         facts["lock used"] = lock.entered > 0 or verb == "refuse"
         facts["in_flight()"] = slot.in_flight()
         facts["lock held afterwards"] = lock.held
         seen[f"{number}: {step}"] = facts
+        if not all(isinstance(model, _Model) for model in running.values()):
+            break  # what is no model cannot be released: the fault lies here
     return seen
+
+
+def _name(model: Any) -> str | None:
+    return None if model is None else repr(model)
 
 
 def _refused(slot: Any) -> str:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shipyard.checks import Case, Passed, compare, draws, require_signature
+from shipyard.checks import Case, Passed, compare, draws, refusal, require_signature
+from shipyard.checks.differences import describe
 
 PRUNES = dict.fromkeys(
     ("L1Unstructured.__init__", "global_unstructured", "l1_unstructured"),
@@ -76,6 +77,7 @@ def check_magnitude_mask(candidate: Callable) -> Passed:
         Case(draw(3, 4), 0.02),  # a quarter of a weight: none goes
         Case(draw(11, 3), 0.7),
         Case(draw(3, 2), 0.0),
+        Case(draw(3, 5), 0.4),  # the shape of the first case: a mask depends on the numbers
         Case(draw(1, 3), 0.67),
     ]
     return compare(candidate, reference=magnitude_mask, cases=cases, forbidden=PRUNES)
@@ -91,6 +93,7 @@ def check_global_prune(candidate: Callable) -> Passed:
         Case([4 * draw(5, 1), draw(3, 7)], 0.33),
         Case([draw(3, 3), 9 + draw(2, 2)], 0.6),  # the first keeps one weight, the second all
         Case([draw(2, 3), draw(4)], 0.0),
+        Case([2 * draw(3, 2), draw(2, 5)], 0.5),  # the shapes of the first case
         Case([draw(3, 5)], 0.4),
     ]
     return compare(candidate, reference=global_prune, cases=cases, forbidden=PRUNES)
@@ -178,13 +181,19 @@ def check_distillation_loss(candidate: Callable) -> Passed:
     )
 
 
-def _with_slope(function: Callable, student: Tensor, *rest) -> tuple:
+def _with_slope(
+    function: Callable, student: Tensor, teacher: Tensor, labels: Tensor, temperature: float,
+    alpha: float,
+) -> tuple | None:  # fmt: skip
     """The loss and its gradient for ``student``; zeros where the loss does not depend on it."""
-    student = student.clone().requires_grad_()
-    loss = function(student, *rest)
-    if not (isinstance(loss, Tensor) and loss.requires_grad and loss.ndim == 0):
+    given = labels.clone()
+    loss = function(student.requires_grad_(), teacher, labels, temperature, alpha)
+    if loss is None:
+        return None
+    depends = isinstance(loss, Tensor) and loss.requires_grad and loss.ndim == 0
+    if not depends or not labels.equal(given):  # autograd would stumble over other labels
         return (loss.detach() if isinstance(loss, Tensor) else loss), torch.zeros_like(student)
-    (slope,) = torch.autograd.grad(loss, student)
+    (slope,) = torch.autograd.grad(loss, student, materialize_grads=True)
     return loss.detach(), slope
 
 
@@ -209,7 +218,19 @@ def check_low_rank(candidate: Callable) -> Passed:
     )
 
 
-def _product(function: Callable, weight: Tensor, rank: int) -> tuple:
+def _product(function: Callable, weight: Tensor, rank: int) -> tuple | None:
     """Another pair (B M, M⁻¹ A) is as good: what counts is the shapes and the product."""
-    B, A = function(weight.clone(), rank)
-    return tuple(B.shape), tuple(A.shape), B @ A
+    answer = function(weight, rank)
+    match answer:
+        case None:
+            return None
+        case [Tensor() as B, Tensor() as A]:
+            shapes = tuple(B.shape), tuple(A.shape)
+        case _:
+            advice = "Return B and A, two tensors: return B, A. Their product replaces the weight."
+            found = f"It returned {describe(answer)}."
+            if isinstance(answer, tuple | list) and len(answer) == 2:
+                found = f"B is {describe(answer[0])}, A is {describe(answer[1])}."
+            raise refusal("not-a-pair", advice, found)
+    fits = B.ndim == A.ndim == 2 and B.shape[1] == A.shape[0] and B.dtype == A.dtype
+    return *shapes, (B @ A if fits else f"none: {B.dtype} {shapes[0]} @ {A.dtype} {shapes[1]}")

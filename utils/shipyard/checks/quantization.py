@@ -193,10 +193,11 @@ def check_fake_quantize(candidate: Callable) -> Passed:
 
 def _value_and_gradient(
     function: Callable, x: Tensor, scale: Tensor, zero_point: Tensor, lowest: int, highest: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor] | None:
     """What comes out, and the gradient of Σ weight · output for x, with weights 1, 2, 3 …"""
-    x = x.clone().requires_grad_()
-    y = function(x, scale, zero_point, lowest, highest)
+    y = function(x.requires_grad_(), scale, zero_point, lowest, highest)
+    if y is None:
+        return None
     if not isinstance(y, Tensor) or not y.requires_grad:
         return y, torch.zeros_like(x)
     weights = torch.arange(1, y.numel() + 1).to(y).view(y.shape)
@@ -246,6 +247,7 @@ def check_int8_linear(candidate: Callable) -> Passed:
         case(5, 9, 2, 3, 0),
         case(3, 40, 5, 200, 255),
         case(3, 3, 3, 131, 128, spread=20.0),
+        case(3, 5, 4, 117, 90),  # the first case again, with other numbers
         case(1, 1, 1, 128, 101),
     ]
     return compare(candidate, reference=int8_linear, cases=cases)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from shipyard.checks import Case, Passed, compare, require_signature
+from shipyard.checks import Case, Passed, compare, refusal, require_signature
+from shipyard.checks.differences import describe
 
 LENGTH = "Inference-Header-Content-Length"
 # What the Open Inference Protocol calls NumPy's types.
@@ -229,15 +230,28 @@ def check_continuous_batch(candidate: Callable) -> Passed:
     return compare(candidate, reference=continuous_batch, cases=cases)
 
 
-def _sent(function: Callable, name: str, array: np.ndarray, **options: bool) -> tuple:
+def _sent(function: Callable, name: str, array: np.ndarray, **options: bool) -> tuple | None:
     """What a server reads: headers, the JSON, and the bytes behind it.
 
     Data may be nested or flat, and JSON has many forms: its length must only be that of the JSON.
     """
-    headers, body = function(name, array.copy(order="K"), **options)
-    body = body.encode() if isinstance(body, str) else bytes(body)
+    answer = function(name, array, **options)
+    if answer is None:
+        return None
+    match answer:
+        case [dict() as headers, bytes() | bytearray() | str() as body]:
+            body = body.encode() if isinstance(body, str) else bytes(body)
+        case _:
+            advice = "Return a dict of headers and the bytes of the body: return headers, body."
+            facts = f"It returned {describe(answer)}."
+            if isinstance(answer, tuple | list) and len(answer) == 2:
+                facts = "The headers are {}, the body is {}.".format(*map(describe, answer))
+            raise refusal("not-a-pair", advice, facts)
     length = headers.get(LENGTH, str(len(body)))
-    at = int(length)
+    try:
+        at = int(length)
+    except (TypeError, ValueError):  # what stands there instead is shown with the headers
+        at = len(body)
     try:
         read = json.loads(body[:at])
         for tensor in read["inputs"]:
@@ -268,7 +282,7 @@ def _answer(in_bytes: list[str], **arrays: np.ndarray) -> Case:
 
 def _received(function: Callable, headers: dict, body: bytes) -> Any:
     """Arrays made from bytes may be read-only; the comparison wants its own."""
-    answer = function(dict(headers), body)
+    answer = function(headers, body)
     if not isinstance(answer, dict):
         return answer
     return {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in answer.items()}
