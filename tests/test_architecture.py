@@ -95,8 +95,9 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"matplotlib", "IPython", "ipywidgets", "numpy", "PIL", "torch"},
     ),
     "checks": ({"checks"}, {"torch", "numpy", "IPython", "onnx", "onnxruntime"}),
+    "remote": ({"checks"}, {"torch", "numpy"}),  # learners' functions in another process
     "authoring": (
-        {"authoring", "checks"},
+        {"authoring", "checks", "remote"},
         {"nbformat", "nbclient", "nbconvert", "papermill", "nbgrader", "IPython", "traitlets"},
     ),
     "sweeps": (

@@ -35,7 +35,8 @@ CATALOGUES = {lab: catalogue.read(lab) for lab in LABS}
 EDITED = [
     pytest.param(lab, name, entry, form, id=f"{lab}-{name}-{entry.slug}-{number}")
     for lab, tasks in CATALOGUES.items()
-    for name, entries in tasks.items()
+    for name in tasks
+    for entries in [catalogue.entries(getattr(LABS[lab], name))]
     for place, entry in enumerate(entries)
     for number, form in enumerate(entry.forms)
     if not any(form in earlier.forms for earlier in entries[:place])
@@ -97,6 +98,32 @@ def test_a_catalogue_that_cannot_be_read_is_refused(text, words):
 def test_an_edit_that_does_not_match_as_often_as_it_says_is_refused():
     with pytest.raises(catalogue.CatalogueError, match="stands 2 times in the reference"):
         catalogue.Edit("x", "y").apply("x + x")
+
+
+@pytest.mark.parametrize("lab", CATALOGUES)
+def test_every_edit_of_a_catalogue_fits_and_every_task_of_a_heading_is_meant(lab):
+    tasks_of = {}
+    for name, entries in CATALOGUES[lab].items():
+        for entry in entries:
+            tasks_of.setdefault(entry, []).append(getattr(LABS[lab], name))
+    for entry, tasks in tasks_of.items():
+        fitting = [{form for form in entry.forms if catalogue.fits(t, form)} for t in tasks]
+        assert all(fitting), entry.slug
+        assert set().union(*fitting) == set(entry.forms), entry.slug
+
+
+def test_one_point_may_hold_several_forms():
+    def forms(point):
+        (entry,) = catalogue.parse(f"# f\n\n## slip\n- {point}\n\nNo.")["f"]
+        return [[(edit.old, edit.new) for edit in form] for form in entry.forms]
+
+    assert forms("`a` → `b` or nothing") == [[("a", "b")], [("a", "")]]
+    assert forms("`a` → `b` and `c` → `d`") == [[("a", "b"), ("c", "d")]]
+    both = [[("a", "b")], [("c", "d")], [("a", "b"), ("c", "d")]]
+    assert forms("`a` → `b` and/or `c` → `d`") == both
+    assert forms("`x, y` → any order and `u, v` → any order") == [
+        [("x, y", "y, x"), ("u, v", "v, u")]
+    ]
 
 
 @pytest.mark.parametrize("lab", CATALOGUES)

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 import torch
 
-from shipyard import authoring
+from shipyard import authoring, remote
 from shipyard.authoring import handin, sandbox, wire
 from shipyard.authoring.judge import Judge
-from shipyard.checks import CheckFailed, remote
+from shipyard.checks import CheckFailed
 from shipyard.checks.convolution import check_conv2d
 from shipyard.checks.training import check_normalize, check_train_step
 from wrong_answers.convolution import shifts_and_adds

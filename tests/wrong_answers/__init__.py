@@ -17,7 +17,7 @@ learner would write them, and not with the code of the check's own `Mistake`s:
     def overwrites_in_the_channel_loop(x, weight, ...):
         ...
 
-    CONV2D.fails_with("flipped-kernel", lambda x, weight: shifts_and_adds(x, weight.flip(2, 3)))
+    CONV2D.fails_with("bias-dropped", but(shifts_and_adds, "y + bias[:, None, None]", "y"))
     CONV2D.forbids(F.conv2d)
 
 ``tests/test_checks.py`` finds the module by itself, and then demands:
@@ -30,7 +30,7 @@ learner would write them, and not with the code of the check's own `Mistake`s:
 - that the last correct answer fails after each of the `CHEATS`, except those it is ``spared``.
 
 A mistake of a catalogue (``mistakes/<subject>.md``) is made by its own edits in a test of its own.
-Here stands a sample of them, written once more in another way.
+Here stands a sample of them, written once more in another way: by hand, or in another form.
 """
 
 from __future__ import annotations
@@ -86,6 +86,17 @@ def unused_name(function: Callable, names: dict, otherwise: str) -> str:
     name = otherwise if name == "<lambda>" else name
     assert name not in names, f"{name} is there twice"
     return name
+
+
+def but(form: Callable, old: str, new: str) -> Callable:
+    """``form`` with a slip: ``new`` stands in the place of ``old`` in its source."""
+    source = inspect.getsource(form)
+    source = source[source.index("def ") :]
+    assert source.count(old) == 1, f"{old} stands {source.count(old)} times in\n{source}"
+    namespace = dict(form.__globals__)
+    exec(source.replace(old, new), namespace)
+    namespace[form.__name__].__name__ = "<lambda>"  # to be called by its diagnosis
+    return namespace[form.__name__]
 
 
 # --- cheats: each makes a wrong answer of a correct form ------------------------------------------

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from shipyard import attention
-from wrong_answers import Task
+from wrong_answers import Task, but
 
 TASKS = {
     "scaled_dot_product_attention": (ATTENTION := Task()),
@@ -39,17 +39,10 @@ def loops_over_the_queries(query, key, value, mask=None):
     return torch.stack(rows, dim=-2)
 
 
-@ATTENTION.fails_with("scale-wrong")
-def scales_by_the_keys(query, key, value, mask=None):
-    to_the_keys = (query.size(-1) / key.size(-2)) ** 0.5
-    return loops_over_the_queries(query * to_the_keys, key, value, mask)
-
-
-@ATTENTION.fails_with("mask-after-softmax")
-def hides_the_exponentials_too_late(query, key, value, mask=None):
-    e = torch.exp(query @ key.mT / math.sqrt(query.size(-1)))
-    weights = e / e.sum(-1, keepdim=True)
-    return weights.masked_fill(~mask, 0.0) @ value if mask is not None else weights @ value
+ATTENTION.fails_with("scale-wrong", but(loops_over_the_queries, "key.shape[-1])", "key.shape[-2])"))
+ATTENTION.fails_with(
+    "mask-inverted", but(loops_over_the_queries, "(1 - row.to(scores.dtype))", "row")
+)
 
 
 @ATTENTION.forbids
@@ -65,14 +58,8 @@ def fills_in_loops(length, past=0):
     return torch.tensor([[j <= past + i for j in range(past + length)] for i in range(length)])
 
 
-@CAUSAL_MASK.fails_with("inverted")
-def marks_what_is_hidden(length, past=0):
-    return torch.ones(length, past + length).triu(diagonal=past + 1) == 1
-
-
-@CAUSAL_MASK.fails_with("past-hidden")
-def closes_the_past(length, past=0):
-    return F.pad(torch.ones(length, length, dtype=torch.bool).tril(), (past, 0))
+CAUSAL_MASK.fails_with("inverted", but(fills_in_loops, "j <= past", "j > past"))
+CAUSAL_MASK.fails_with("past-hidden", but(fills_in_loops, "j <= past", "past <= j <= past"))
 
 
 # Multi-head attention.
@@ -90,13 +77,8 @@ def adds_up_the_heads(x, w_in, b_in, w_out, b_out, heads, mask=None):
     return out
 
 
-@MULTI_HEAD.fails_with("split-without-transpose")
-def cuts_heads_by_view(x, w_in, b_in, w_out, b_out, heads, mask=None):
-    batch, time, width = x.shape
-    q, k, v = F.linear(x, w_in, b_in).chunk(3, dim=-1)
-    q, k, v = (t.reshape(batch, heads, time, width // heads) for t in (q, k, v))
-    out = loops_over_the_queries(q, k, v, mask).transpose(1, 2).reshape(batch, time, width)
-    return F.linear(out, w_out, b_out)
+MULTI_HEAD.fails_with("mask-ignored", but(adds_up_the_heads, "v, mask)", "v)"))
+MULTI_HEAD.fails_with("weights-order", but(adds_up_the_heads, "q, k, v =", "k, q, v ="))
 
 
 @MULTI_HEAD.forbids
@@ -106,9 +88,6 @@ def calls_torchs_module(x, w_in, b_in, w_out, b_out, heads, mask=None):
         for parameter, given in zip(layer.parameters(), (w_in, b_in, w_out, b_out), strict=True):
             parameter.copy_(given)
     return layer(x, x, x, attn_mask=None if mask is None else ~mask)[0]
-
-
-MULTI_HEAD.fails_with("mask-ignored", lambda *given, mask=None: adds_up_the_heads(*given))
 
 
 # The sinusoidal encoding.
@@ -124,17 +103,15 @@ def uses_logarithms_in_float32(length, width, base=10_000.0):
     return P
 
 
-@SINUSOIDAL.fails_with("own-angle-for-each-column")
-def gives_each_column_its_own_angle(length, width, base=10_000.0):
-    rows = ([t / base ** (i / width) for i in range(width)] for t in range(length))
-    wave = (math.sin, math.cos)
-    return torch.tensor([[wave[i % 2](a) for i, a in enumerate(row)] for row in rows])
-
-
-@SINUSOIDAL.fails_with("halves")
-def puts_all_sines_first(length, width, base=10_000.0):
-    P = uses_logarithms_in_float32(length, width, base)
-    return torch.cat([P[:, ::2], P[:, 1::2]], dim=1)
+SINUSOIDAL.fails_with("one-function", but(uses_logarithms_in_float32, "torch.cos", "torch.sin"))
+SINUSOIDAL.fails_with(
+    "halves",
+    but(
+        uses_logarithms_in_float32,
+        "return P",
+        "return P[:, [*range(0, width, 2), *range(1, width, 2)]]",
+    ),
+)
 
 
 # The rotary encoding.
@@ -153,20 +130,14 @@ def multiplies_complex_numbers(x, positions, base=10_000.0):
     return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
 
 
+ROTARY.fails_with("turned-backwards", but(multiplies_complex_numbers, "(cos, sin)", "(cos, -sin)"))
+
+
 @ROTARY.fails_with("pairs-by-halves")
 def rotates_halves(x, positions, base=10_000.0):
     cos, sin = (torch.cat([t, t], dim=-1) for t in turns(x, positions, base))
     a, b = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-b, a], dim=-1) * sin
-
-
-@ROTARY.fails_with("overwritten-too-early")
-def uses_the_new_value(x, positions, base=10_000.0):
-    cos, sin = turns(x, positions, base)
-    x = x.clone()
-    x[..., ::2] = x[..., ::2] * cos - x[..., 1::2] * sin
-    x[..., 1::2] = x[..., ::2] * sin + x[..., 1::2] * cos
-    return x
 
 
 # The key-value cache.

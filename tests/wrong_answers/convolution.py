@@ -1,12 +1,10 @@
 """Wrong answers on convolution and pooling, and other correct ones."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 
 from shipyard import convolution
-from wrong_answers import Task
+from wrong_answers import Task, but
 
 TASKS = {
     "output_size": (OUTPUT_SIZE := Task()),
@@ -40,15 +38,8 @@ def counts_the_starts(size, kernel_size, stride=1, padding=0, dilation=1):
     return sum(1 for start in range(last_start + 1) if start % stride == 0)
 
 
-@OUTPUT_SIZE.fails_with("rounded-to-nearest")
-def rounds(size, kernel_size, stride=1, padding=0, dilation=1):
-    effective = kernel_size + (kernel_size - 1) * (dilation - 1)
-    return 1 + round((size - effective + 2 * padding) / stride)
-
-
-@OUTPUT_SIZE.fails_with("padding-ignored")
-def forgets_padding(size, kernel_size, stride=1, padding=0, dilation=1):
-    return counts_the_starts(size, kernel_size, stride, 0, dilation)
+OUTPUT_SIZE.fails_with("padding-ignored", but(counts_the_starts, "2 * padding", "0"))
+OUTPUT_SIZE.fails_with("stride-ignored", but(counts_the_starts, "if start % stride == 0", ""))
 
 
 @OUTPUT_SIZE.forbids
@@ -69,15 +60,16 @@ def gathers_by_index(x, kernel_size, stride=1, padding=0):
     return found.flatten(4).flatten(1, 3)
 
 
-@IM2COL.fails_with("reshape-without-permute")
-def reshapes_a_stack(x, kernel_size, stride=1, padding=0):
-    columns = gathers_by_index(x, kernel_size, stride, padding)
-    per_window = columns.mT.unflatten(2, (x.shape[1], -1)).transpose(1, 2)
-    return per_window.reshape(columns.shape)
-
-
-IM2COL.fails_with("windows-as-rows", lambda x, **more: gathers_by_index(x, **more).mT)
-IM2COL.fails_with("wrong-dtype", lambda x, **more: gathers_by_index(x, **more).double())
+IM2COL.fails_with("windows-as-rows", but(gathers_by_index, "(1, 3)", "(1, 3).mT"))
+IM2COL.fails_with(
+    "reshape-without-permute",
+    but(
+        gathers_by_index,
+        "return found",
+        "return found.permute(0, 1, 4, 5, 2, 3).reshape(found.shape)",
+    ),
+)
+IM2COL.fails_with("wrong-dtype", but(gathers_by_index, "(1, 3)", "(1, 3).double()"))
 IM2COL.forbids(F.unfold)
 
 
@@ -99,54 +91,38 @@ def shifts_and_adds(x, weight, bias=None, stride=1, padding=0, dilation=1, group
     return y if bias is None else y + bias[:, None, None]
 
 
-@CONV2D.fails_with("channels-not-summed")
-def overwrites_in_the_channel_loop(x, weight, bias=None, **more):
-    n = weight.shape[1]
-    for c in range(n):
-        y = shifts_and_adds(x[:, c::n], weight[:, [c]], bias, **more)
-    return y
-
-
 CONV2D.fails_with(
-    "flipped-kernel", lambda x, w, *bias, **more: shifts_and_adds(x, w.flip(2, 3), *bias, **more)
+    "flipped-kernel", but(shifts_and_adds, "weight[..., i, j]", "weight.flip(3, 4)[..., i, j]")
 )
+CONV2D.fails_with("bias-along-width", but(shifts_and_adds, "bias[:, None, None]", "bias"))
 CONV2D.forbids(F.conv2d)
 
 
 # Convolution, backward.
 
 
-def window_by_window(grad_output, x, weight, stride, padding, kept=1):
-    """The gradients of the padded x, of the weight and of the bias."""
-    (s_h, s_w), (k_h, k_w), x = pair(stride), weight.shape[2:], zero_pad(x, padding)
-    grad_x, grad_weight = torch.zeros_like(x), torch.zeros_like(weight)
+@BACKWARD.passes
+def window_by_window(grad_output, x, weight, stride=1, padding=0):
+    (s_h, s_w), (p_h, p_w), (k_h, k_w) = pair(stride), pair(padding), weight.shape[2:]
+    padded = zero_pad(x, padding)
+    grad_x, grad_weight = torch.zeros_like(padded), torch.zeros_like(weight)
     for h in range(grad_output.shape[2]):
         for w in range(grad_output.shape[3]):
             rows, cols = slice(h * s_h, h * s_h + k_h), slice(w * s_w, w * s_w + k_w)
             g = grad_output[:, :, h, w]
-            part = torch.einsum("no,ocij->ncij", g, weight)
-            grad_x[:, :, rows, cols] = kept * grad_x[:, :, rows, cols] + part
-            grad_weight += torch.einsum("no,ncij->ocij", g, x[:, :, rows, cols])
+            grad_x[:, :, rows, cols] += torch.einsum("no,ocij->ncij", g, weight)
+            grad_weight += torch.einsum("no,ncij->ocij", g, padded[:, :, rows, cols])
+    grad_x = grad_x[:, :, p_h : p_h + x.shape[2], p_w : p_w + x.shape[3]]
     return grad_x, grad_weight, grad_output.sum((0, 2, 3))
 
 
-@BACKWARD.passes
-def crops_the_gradient(grad_output, x, weight, stride=1, padding=0):
-    grad_x, *others = window_by_window(grad_output, x, weight, stride, padding)
-    return F.pad(grad_x, [-p for p in pair(padding)[::-1] for _ in range(2)]), *others
-
-
-@BACKWARD.fails_with("empty-without-padding")
-def cuts_to_a_negative_end(grad_output, x, weight, stride=1, padding=0):
-    p_h, p_w = pair(padding)
-    grad_x, *others = window_by_window(grad_output, x, weight, stride, padding)
-    return grad_x[..., p_h:-p_h, p_w:-p_w], *others
-
-
-@BACKWARD.fails_with("overlaps-overwritten")
-def assigns_instead_of_adding(grad_output, x, weight, stride=1, padding=0):
-    grad_x, *others = window_by_window(grad_output, x, weight, stride, padding, kept=0)
-    return F.pad(grad_x, [-p for p in pair(padding)[::-1] for _ in range(2)]), *others
+BACKWARD.fails_with(
+    "overlaps-overwritten", but(window_by_window, "cols] += torch", "cols] = torch")
+)
+BACKWARD.fails_with(
+    "empty-without-padding",
+    but(window_by_window, "p_h : p_h + x.shape[2], p_w : p_w + x.shape[3]", "p_h:-p_h, p_w:-p_w"),
+)
 
 
 @BACKWARD.forbids
@@ -159,29 +135,21 @@ def asks_autograd(grad_output, x, weight, stride=1, padding=0):
 # Pooling.
 
 
-def pooled(x, kernel_size, stride, padding, value, reduce):
+@MAX_POOL.passes
+def pads_with_the_smallest_element(x, kernel_size, stride=None, padding=0):
     (k_h, k_w), (p_h, p_w) = pair(kernel_size), pair(padding)
     s_h, s_w = (k_h, k_w) if stride is None else pair(stride)
-    x = F.pad(x, (p_w, p_w, p_h, p_h), value=value)
+    x = F.pad(x, (p_w, p_w, p_h, p_h), value=x.min().item())
     tops, lefts = range(0, x.shape[2] - k_h + 1, s_h), range(0, x.shape[3] - k_w + 1, s_w)
     windows = [x[:, :, t : t + k_h, left : left + k_w].flatten(2) for t in tops for left in lefts]
-    values = torch.stack([reduce(window, dim=2) for window in windows], dim=2)
+    values = torch.stack([window.amax(dim=2) for window in windows], dim=2)
     return values.unflatten(2, (len(tops), len(lefts)))
 
 
-@MAX_POOL.passes
-def pads_with_the_smallest_element(x, kernel_size, stride=None, padding=0):
-    return pooled(x, kernel_size, stride, padding, x.min().item(), torch.amax)
-
-
-@MAX_POOL.fails_with("padded-with-small-number")
-def pads_with_minus_hundred(x, kernel_size, stride=None, padding=0):
-    return pooled(x, kernel_size, stride, padding, -100, torch.amax)
-
-
-@MAX_POOL.fails_with("average-instead-of-max")
-def takes_the_mean(x, kernel_size, stride=None, padding=0):
-    return pooled(x, kernel_size, stride, padding, 0, torch.mean)
+MAX_POOL.fails_with(
+    "padding-can-win", but(pads_with_the_smallest_element, "x.min().item()", "-100")
+)
+MAX_POOL.fails_with("not-the-maximum", but(pads_with_the_smallest_element, "amax", "amin"))
 
 
 @AVG_POOL.passes
@@ -192,16 +160,7 @@ def convolves_with_a_constant(x, kernel_size, stride=None, padding=0):
     return shifts_and_adds(x, weight, None, stride, padding, groups=channels)
 
 
-@AVG_POOL.fails_with("padding-not-counted")
-def divides_by_the_real_elements(x, kernel_size, stride=None, padding=0):
-    return pooled(x, kernel_size, stride, padding, math.nan, torch.nanmean)
-
-
-@AVG_POOL.fails_with("padding-on-one-side")
-def has_a_border_on_two_sides(x, kernel_size, stride=None, padding=0):
-    p_h, p_w = pair(padding)
-    return takes_the_mean(F.pad(x, (2 * p_w, 0, 2 * p_h, 0)), kernel_size, stride)
-
-
+AVG_POOL.fails_with("default-stride", but(convolves_with_a_constant, "= kernel_size if", "= 1 if"))
+AVG_POOL.fails_with("wrong-divisor", but(convolves_with_a_constant, "1 / (k_h * k_w)", "1.0"))
 MAX_POOL.forbids(F.max_pool2d)
 AVG_POOL.forbids(F.avg_pool2d)

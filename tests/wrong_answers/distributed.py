@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DistributedSampler
 
-from wrong_answers import Task
+from wrong_answers import Task, but
 
 TASKS = {
     "ring_all_reduce": (RING := Task()),
@@ -22,14 +22,19 @@ BLACKBOARD = {}  # where ranks meet that should not
 
 
 @RING.passes
-def goes_round_to_the_right(x, rank, world_size, send, recv, turned=2):
+def goes_round_to_the_right(x, rank, world_size, send, recv):
     right, left = (rank + 1) % world_size, (rank - 1) % world_size
     parts = [part.clone() for part in x.tensor_split(world_size)]
     for i in range(2 * (world_size - 1)):
         send(parts[(rank - i) % world_size], right)
         j = (rank - i - 1) % world_size
-        parts[j] = recv(left) + (parts[j] if turned * i < 2 * (world_size - 1) else 0)
+        parts[j] = recv(left) + (parts[j] if i < world_size - 1 else 0)
     return torch.cat(parts)
+
+
+RING.fails_with(
+    "added-in-both-phases", but(goes_round_to_the_right, " if i < world_size - 1 else 0", "")
+)
 
 
 @RING.passes
@@ -44,11 +49,6 @@ def goes_round_to_the_left_in_a_copy(x, rank, world_size, send, recv):
         target = parts[(rank + i + 1) % world_size]
         target.copy_(target + got if i < world_size - 1 else got)
     return total
-
-
-@RING.fails_with("added-in-both-phases")
-def always_adds(x, rank, world_size, send, recv):
-    return goes_round_to_the_right(x, rank, world_size, send, recv, turned=1)
 
 
 @RING.fails_with("deadlock")
@@ -148,7 +148,19 @@ def begins_with_the_last_layer_as_ddp_does(grads, world_size, all_reduce, bucket
 
 @AVERAGE.passes
 def fills_buckets_greedily(grads, world_size, all_reduce, bucket_size):
-    return average_buckets(fill_buckets(grads, bucket_size), world_size, all_reduce)
+    buckets = fill_buckets(grads, bucket_size)
+    return average_buckets(buckets, world_size, all_reduce)
+
+
+AVERAGE.fails_with("buckets-lost", but(fills_buckets_greedily, "(buckets", "(buckets[:-1]"))
+AVERAGE.fails_with(
+    "holds-none",
+    but(
+        fills_buckets_greedily,
+        "(buckets, world_size, all_reduce)",
+        "(buckets, world_size, all_reduce)[:-1] + [None]",
+    ),
+)
 
 
 @AVERAGE.fails_with("not-exchanged")
@@ -159,11 +171,6 @@ def adds_into_global_gradients(grads, world_size, all_reduce, bucket_size):
     if ranks < world_size - 1:
         BLACKBOARD["gradients"] = ranks + 1, sums
     return sums
-
-
-@AVERAGE.fails_with("last-bucket-lost")
-def sends_only_full_buckets(grads, world_size, all_reduce, bucket_size):
-    return average_buckets(fill_buckets(grads, bucket_size)[:-1], world_size, all_reduce)
 
 
 @AVERAGE.fails_with("tensors-cut-apart")
@@ -179,12 +186,6 @@ def begins_with_the_large_ones(grads, world_size, all_reduce, bucket_size):
     places = sorted(range(len(grads)), key=lambda i: -grads[i].numel())
     means = fills_buckets_greedily([grads[i] for i in places], world_size, all_reduce, bucket_size)
     return [means[places.index(i)] for i in range(len(grads))]
-
-
-@AVERAGE.fails_with("holds-none")
-def leaves_places_empty(grads, world_size, all_reduce, bucket_size):
-    *full, last = fill_buckets(grads, bucket_size)
-    return average_buckets(full, world_size, all_reduce) + [None] * len(last)
 
 
 @AVERAGE.fails_with("ranks-disagree")
@@ -262,7 +263,7 @@ def takes_every_nth_hidden_unit(x, w1, b1, w2, b2, rank, world_size, all_reduce)
     return all_reduce(torch.einsum("bh,oh->bo", h, w2[:, rank::world_size]) + b2 / world_size)
 
 
-@TENSOR_PARALLEL.fails_with("w1-cut-by-inputs")
+@TENSOR_PARALLEL.fails_with("cut-along-another-axis")
 def cuts_columns_of_w1(x, w1, b1, w2, b2, rank, world_size, all_reduce):
     h = F.relu(x @ w1.chunk(world_size, dim=1)[rank].T + b1)
     return all_reduce(h @ w2.chunk(world_size, dim=0)[rank].T) + b2

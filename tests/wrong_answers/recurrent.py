@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from shipyard import recurrent
-from wrong_answers import Task
+from wrong_answers import Task, but
 
 TASKS = {
     "rnn_cell": (RNN_CELL := Task()),
@@ -31,14 +31,15 @@ def writes_tanh_out(x, h, w_ih, w_hh, b_ih, b_hh):
     return 2 * torch.sigmoid(2 * (a + b_ih + b_hh)) - 1
 
 
-@RNN_CELL.fails_with("another-activation")
-def squashes_with_sigmoid(x, h, w_ih, w_hh, b_ih, b_hh):
-    return 1 / (1 + torch.exp(-(x @ w_ih.T + b_ih + h @ w_hh.T + b_hh)))
-
-
-@RNN_CELL.fails_with("w_hh-not-transposed")
-def multiplies_from_the_wrong_side(x, h, w_ih, w_hh, b_ih, b_hh):
-    return torch.tanh(x @ w_ih.T + b_ih + h @ w_hh + b_hh)
+RNN_CELL.fails_with(
+    "another-activation",
+    but(
+        writes_tanh_out,
+        "2 * torch.sigmoid(2 * (a + b_ih + b_hh)) - 1",
+        "torch.sigmoid(a + b_ih + b_hh)",
+    ),
+)
+RNN_CELL.fails_with("w_hh-not-transposed", but(writes_tanh_out, "hk->nh", "kh->nh"))
 
 
 RNN_CELL.forbids(torch.rnn_tanh_cell)
@@ -62,17 +63,11 @@ def computes_gate_by_gate(x, state, w_ih, w_hh, b_ih, b_hh):
     return [torch.sigmoid(part(3)) * torch.tanh(new), new]
 
 
-@LSTM_CELL.fails_with("tanh-on-gates")
-def uses_tanh_everywhere(x, state, w_ih, w_hh, b_ih, b_hh):
-    h, c = state
-    i, f, g, o = (x @ w_ih.T + b_ih + h @ w_hh.T + b_hh).tanh().chunk(4, 1)
-    c = f * c + i * g
-    return o * c.tanh(), c
-
-
-@LSTM_CELL.fails_with("h-and-c-swapped")
-def has_c_first_throughout(x, state, *weights):
-    return computes_gate_by_gate(x, state[::-1], *weights)[::-1]
+LSTM_CELL.fails_with(
+    "candidate-as-state",
+    but(computes_gate_by_gate, "torch.tanh(new), new", "torch.tanh(new), torch.tanh(part(2))"),
+)
+LSTM_CELL.fails_with("h-and-c-swapped", but(computes_gate_by_gate, "h, c = state", "c, h = state"))
 
 
 LSTM_CELL.forbids(torch.lstm_cell)
@@ -88,6 +83,11 @@ def moves_towards_the_candidate(x, h, w_ih, w_hh, b_ih, b_hh):
     r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
     n = torch.tanh(x_n + r * h_n)
     return n + z * (h - n)
+
+
+GRU_CELL.fails_with(
+    "reset-gate-misplaced", but(moves_towards_the_candidate, "x_n + r * h_n", "r * (x_n + h_n)")
+)
 
 
 @GRU_CELL.passes
@@ -107,11 +107,6 @@ def follows_the_paper(x, h, w_ih, w_hh, b_ih, b_hh):
     r, z, n = (lambda h, u=u, w=w, b=b, d=d: x @ u.T + b + h @ w.T + d for u, w, b, d in parts)
     z = torch.sigmoid(z(h))
     return (1 - z) * torch.tanh(n(torch.sigmoid(r(h)) * h)) + z * h
-
-
-@GRU_CELL.fails_with("reset-without-bias")
-def resets_the_product_alone(x, h, w_ih, w_hh, b_ih, b_hh):
-    return moves_towards_the_candidate(x, h, w_ih, w_hh, b_ih + b_hh, 0 * b_hh)
 
 
 GRU_CELL.forbids(torch.gru_cell)
@@ -134,23 +129,10 @@ def fills_a_tensor(x, state, *weights):
     return outputs, state
 
 
-@LSTM_SEQUENCE.fails_with("batch-and-time-swapped")
-def walks_along_the_batch(x, state, *weights):
-    outputs, state = unrolls(x.transpose(0, 1), state, *weights)
-    return outputs, state
-
-
-@LSTM_SEQUENCE.fails_with("read-backwards")
-def reads_from_the_end(x, state, *weights):
-    outputs, state = unrolls(x.flip(1), state, *weights)
-    return outputs.flip(1), state
-
-
-@LSTM_SEQUENCE.forbids
-def calls_torchs_lstm(x, state, *weights):
-    h, c = (s[None] for s in state)
-    outputs, h, c = torch.lstm(x, (h, c), weights, True, 1, 0.0, False, False, True)
-    return outputs, (h[0], c[0])
+LSTM_SEQUENCE.fails_with(
+    "read-backwards", but(fills_a_tensor, "range(x.shape[1])", "reversed(range(x.shape[1]))")
+)
+LSTM_SEQUENCE.fails_with("cell-state-as-output", but(fills_a_tensor, "= state[0]", "= state[1]"))
 
 
 # Lengths.
@@ -172,16 +154,14 @@ def reads_one_sequence_at_a_time(x, state, lengths, *weights):
     return outputs, (torch.cat(h), torch.cat(c))
 
 
-@MASKED_LENGTHS.fails_with("state-not-frozen")
-def masks_the_outputs_only(x, state, lengths, *weights):
-    outputs, state = unrolls(x, state, *weights)
-    mask = torch.arange(x.shape[1]) < lengths[:, None]
-    return outputs * mask[..., None], state
-
-
-@MASKED_LENGTHS.fails_with("outputs-cut-short")
-def stops_with_the_longest(x, state, lengths, *weights):
-    return unrolls_as_far_as_it_goes(x[:, : lengths.max()], state, lengths, *weights)
+MASKED_LENGTHS.fails_with(
+    "one-length-for-all",
+    but(reads_one_sequence_at_a_time, "lengths.tolist()", "lengths * 0 + lengths.max()"),
+)
+MASKED_LENGTHS.fails_with(
+    "outputs-cut-short",
+    but(reads_one_sequence_at_a_time, "return outputs,", "return outputs[:, : lengths.max()],"),
+)
 
 
 @MASKED_LENGTHS.forbids
@@ -213,10 +193,10 @@ def right_deltas(grad_outputs, x, h0, w_ih, w_hh, b_ih, b_hh):
 
 
 @RNN_BPTT.passes
-def adds_up_by_einsum(grad_outputs, x, h0, *weights, first=0):
+def adds_up_by_einsum(grad_outputs, x, h0, *weights):
     h, delta, d_h0 = right_deltas(grad_outputs, x, h0, *weights)
     d_ih = torch.einsum("nth,nti->hi", delta, x)
-    d_hh = torch.einsum("nth,nti->hi", delta[:, first:], h[:, first:-1])
+    d_hh = torch.einsum("nth,nti->hi", delta, h[:, :-1])
     return delta @ weights[0], d_h0, d_ih, d_hh, delta.sum((0, 1)), delta.sum((0, 1))
 
 
@@ -229,10 +209,8 @@ def sums_flattened_rows(grad_outputs, x, h0, w_ih, w_hh, b_ih, b_hh):
     return delta @ w_ih, d_h0, d_ih, d_hh, d_b, d_b
 
 
-@RNN_BPTT.fails_with("averaged-over-time")
-def averages_the_steps(grad_outputs, x, h0, *weights):
-    d_x, d_h0, *others = sums_flattened_rows(grad_outputs, x, h0, *weights)
-    return d_x, d_h0, *(d / x.shape[1] for d in others)
+RNN_BPTT.fails_with("grad-of-h0", but(sums_flattened_rows, "@ w_ih, d_h0", "@ w_ih, delta[:, 0]"))
+RNN_BPTT.fails_with("state-after-the-step", but(sums_flattened_rows, "h[:, :-1]", "h[:, 1:]"))
 
 
 @RNN_BPTT.forbids
@@ -240,6 +218,3 @@ def asks_autograd(grad_outputs, x, h0, *weights):
     inputs = [v.detach().clone().requires_grad_() for v in (x, h0, *weights)]
     states, _, _ = right_deltas(grad_outputs, *inputs)
     return list(torch.autograd.grad((states[:, 1:] * grad_outputs).sum(), inputs))
-
-
-RNN_BPTT.fails_with("first-state-left-out", lambda *given: adds_up_by_einsum(*given, first=1))

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.transforms.functional import normalize
 
 from shipyard import metrics
-from wrong_answers import CHEATS, Task
+from wrong_answers import CHEATS, Task, but
 
 TASKS = {
     "normalize": (NORMALIZE := Task()),
@@ -35,15 +35,12 @@ def normalizes_in_one_product(images, mean, std):
     return images * scale[:, None, None] - shift[:, None, None]
 
 
+NORMALIZE.fails_with("divided-by-256", but(normalizes_in_one_product, "255", "256"))
+
+
 @NORMALIZE.fails_with("statistics-of-the-batch")
 def lets_batch_norm_measure(images, mean, std):
     return F.batch_norm(images / 255, None, None, training=True, eps=1e-12)
-
-
-@NORMALIZE.fails_with("byte-arithmetic")
-def subtracts_bytes(images, mean, std):
-    mean_byte = (mean * 255).round().to(torch.uint8)
-    return (images - mean_byte[:, None, None]) / (255 * std[:, None, None])
 
 
 # The size after some layers.
@@ -76,23 +73,17 @@ def counts_the_places(image_shape, layers):
 
 
 @FLATTEN_SIZE.passes
-def rounds_each_side(image_shape, layers, at_the_end=lambda c, h, w: c * h * w, pool=math.floor):
+def rounds_each_side(image_shape, layers):
     c, *sides = image_shape
     for kind, *numbers in layers:
-        c, whole = (numbers[0], math.floor) if kind == "conv" else (c, pool)
+        c = numbers[0] if kind == "conv" else c
         k, s, p = numbers[-3:]
-        sides = [whole((side + 2 * p - k) / s) + 1 for side in sides]
-    return at_the_end(c, *sides)
+        sides = [math.floor((side + 2 * p - k) / s) + 1 for side in sides]
+    return c * math.prod(sides)
 
 
-@FLATTEN_SIZE.fails_with("ceil-instead-of-floor")
-def rounds_poolings_up(image_shape, layers):
-    return rounds_each_side(image_shape, layers, pool=math.ceil)
-
-
-@FLATTEN_SIZE.fails_with("shape-instead-of-size")
-def returns_the_shape(image_shape, layers):
-    return rounds_each_side(image_shape, layers, at_the_end=lambda *sizes: sizes)
+FLATTEN_SIZE.fails_with("ceil-instead-of-floor", but(rounds_each_side, "floor", "ceil"))
+FLATTEN_SIZE.fails_with("padding-on-one-side", but(rounds_each_side, "2 * p", "p"))
 
 
 # A softer loss.
@@ -105,12 +96,10 @@ def gives_probabilities_to_cross_entropy(logits, labels, epsilon):
     return F.cross_entropy(logits, q)
 
 
-@LABEL_SMOOTHING.fails_with("spread-over-the-others")
-def shares_among_the_others(logits, labels, epsilon):
-    k = logits.shape[1]
-    q = torch.full_like(logits, epsilon / (k - 1)).detach()
-    q[torch.arange(len(labels)), labels] = 1 - epsilon
-    return -(q * logits.log_softmax(1)).sum(1).mean()
+LABEL_SMOOTHING.fails_with(
+    "targets-do-not-sum-to-one",
+    but(gives_probabilities_to_cross_entropy, "+= 1 - epsilon", "= 1 - epsilon"),
+)
 
 
 @LABEL_SMOOTHING.fails_with("overflow")
@@ -157,12 +146,10 @@ def asks_autograd_for_the_gradients(model, images, labels, optimizer):
     return loss.item()
 
 
-@TRAIN_STEP.fails_with("left-in-eval-mode")
-def switches_only_the_outer_module(model, images, labels, optimizer):
-    train, model.train = model.train, lambda: setattr(model, "training", True)
-    loss = asks_autograd_for_the_gradients(model, images, labels, optimizer)
-    model.train = train
-    return loss
+TRAIN_STEP.fails_with(
+    "left-in-eval-mode",
+    but(asks_autograd_for_the_gradients, "model.train()", "model.training = True"),
+)
 
 
 MADE = {}
@@ -197,16 +184,20 @@ def evaluates_all_logits_at_once(model, loader):
     return F.cross_entropy(logits, labels).item(), accuracy.item()
 
 
+EVALUATE.fails_with(
+    "gradients-left-off",
+    but(
+        evaluates_all_logits_at_once,
+        "with torch.inference_mode():",
+        "torch.set_grad_enabled(False)\n    if True:",
+    ),
+)
+
+
 @EVALUATE.fails_with("mean-of-batch-means")
 def averages_the_batches(model, loader):
     scores = [asks_the_package(model, [batch]) for batch in loader]
     return tuple(sum(column) / len(loader) for column in zip(*scores, strict=True))
-
-
-@EVALUATE.fails_with("gradients-left-off")
-def switches_gradients_off_for_good(model, loader):
-    torch.set_grad_enabled(False)
-    return asks_the_package(model, loader)
 
 
 # The confusion matrix.
@@ -222,12 +213,10 @@ def adds_to_all_places_at_once(predictions, labels, classes):
     return matrix
 
 
-@CONFUSION_MATRIX.fails_with("counted-in-bytes")
-def adds_bytes(predictions, labels, classes):
-    matrix = torch.zeros(classes, classes, dtype=torch.uint8)
-    for prediction, label in zip(predictions, labels, strict=True):
-        matrix[label, prediction] += 1
-    return matrix.long()
+CONFUSION_MATRIX.fails_with(
+    "transposed",
+    lambda predictions, labels, classes: metrics.confusion_matrix(labels, predictions, classes),
+)
 
 
 # Stop, and go on: each answer returns a pair, save_state and load_state.
@@ -253,6 +242,11 @@ def load_all(state, model, optimizer, scheduler, generator):
     return state["step"]
 
 
+RESUME.fails_with(
+    "references-instead-of-copies", lambda: (but(save_all, "copy.deep", "copy."), load_all)
+)
+
+
 @RESUME.passes
 def copies_what_is_needed():
     return save_all, load_all
@@ -269,14 +263,6 @@ def keeps_bytes():
         return load_all(torch.load(io.BytesIO(state["bytes"]), weights_only=True), *parts)
 
     return save_state, load_state
-
-
-@RESUME.fails_with("references-instead-of-copies")
-def copies_the_dicts_alone():
-    def save_state(*parts_and_step):
-        return {k: copy.copy(v) for k, v in save_references(*parts_and_step).items()}
-
-    return save_state, load_all
 
 
 @RESUME.fails_with("optimizer-forgotten")
@@ -310,16 +296,10 @@ def saves_whole_objects():
     return save_state, load_all
 
 
-@RESUME.fails_with("returned-none")
-def forgets_to_return_the_step():
-    return save_all, lambda state, model, optimizer, scheduler, generator: None
-
-
-@RESUME.fails_with("wrong-return")
-def returns_the_model():
-    return save_all, lambda state, model, optimizer, scheduler, generator: model
-
-
-@RESUME.fails_with("wrong-signature")
-def forgets_an_argument():
-    return lambda model, optimizer, scheduler, step: {"step": step}, load_all
+RESUME.fails_with("returned-none", lambda: (save_all, but(load_all, 'return state["step"]', "")))
+RESUME.fails_with(
+    "wrong-return", lambda: (save_all, but(load_all, 'return state["step"]', "return model"))
+)
+RESUME.fails_with(
+    "wrong-signature", lambda: (but(save_references, "generator, step)", "step)"), load_all)
+)

@@ -3,7 +3,7 @@
 The learner's code runs in another process (`shipyard.authoring.learner`). Each check is run twice:
 
 - **out here**, by the solution's own cells, with functions that are only reached through a pipe
-  (`shipyard.checks.remote`). This verdict gives the points, and no learner's code is near it;
+  (`shipyard.remote`). This verdict gives the points, and no learner's code is near it;
 - **in there**, as the learner ran it in the notebook, after the first. It gives the words, and it
   can take points away: it sees what cannot be seen through a pipe, such as a changed input.
 
@@ -27,8 +27,8 @@ from typing import Any
 
 from shipyard.authoring import handin, sandbox, wire
 from shipyard.authoring.learner import make_shell, run_cell
-from shipyard.checks.remote import decode, encode, read_reply
 from shipyard.errors import AuthoringError
+from shipyard.remote import decode, encode, read_reply
 
 START_SECONDS = 120  # a cold disk reads PyTorch slowly
 CELLS_WORTH = 5  # a hand-in may take so many times the seconds of one cell

@@ -1,7 +1,7 @@
 """The process of one learner: ``python -m shipyard.authoring.learner SECONDS sandbox|open``.
 
 It runs the cells that it is sent and serves the functions that they define (see
-`shipyard.checks.remote`). It also runs a check as the learner would, for the words of the check:
+`shipyard.remote`). It also runs a check as the learner would, for the words of the check:
 they are told to the learner, and earn nothing. All that it says is an answer or a claim.
 """
 
@@ -15,7 +15,7 @@ import threading
 from typing import Any, BinaryIO
 
 from shipyard.authoring import sandbox, wire
-from shipyard.checks.remote import Served, warm_up
+from shipyard.remote import Served, warm_up
 
 
 def main() -> None:

@@ -22,7 +22,9 @@ by itself and brings its own counters.
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
+import functools
 import html
 import inspect
 import itertools
@@ -42,7 +44,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shipyard.checks import catalogue, changes, remote
+from shipyard.checks import catalogue, changes
 from shipyard.checks.differences import describe, difference
 
 # What no other answer explains: these are not about values.
@@ -108,14 +110,31 @@ class Case:
         return Case(*args, **options) if floats else None
 
 
-class Mistake:
-    """A known mistake: what it is called, what to tell the learner, and what it answers.
+class Elsewhere:
+    """A function that lives in another process: so are learners' functions when they are graded."""
 
-    Args:
-        slug: the diagnosis, such as "flipped-kernel".
-        advice: which mistake it is, why it is wrong, and how to think about it.
-        answers: functions called like the candidate. Each is one form of the mistake. An error
-            is an answer too: it explains a candidate that raises the same error.
+    def evaluate(self, use: Callable | None, function: Callable, args: tuple, options: dict) -> Any:
+        """``use(function, *args, **options)``, done there; ``function`` is this or calls it."""
+        raise NotImplementedError
+
+
+def elsewhere(function: Any, depth: int = 3) -> Elsewhere | None:
+    """What ``function`` is, or calls, of another process: in its closure, or bound to it."""
+    if isinstance(function, Elsewhere) or not depth:
+        return function if isinstance(function, Elsewhere) else None
+    parts = [getattr(function, "__self__", None), getattr(function, "func", None)]
+    parts += getattr(function, "args", ())  # of a functools.partial
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # not filled yet
+            parts.append(cell.cell_contents)
+    return next(filter(None, (elsewhere(part, depth - 1) for part in parts)), None)
+
+
+class Mistake:
+    """A known mistake: a slug such as "flipped-kernel", what to tell the learner, and its answers.
+
+    ``answers`` are functions called like the candidate, each one form of the mistake. An error is
+    an answer too: it explains a candidate that raises the same error.
     """
 
     def __init__(self, slug: str, advice: str, *answers: Callable):
@@ -128,14 +147,11 @@ def known_mistakes(reference: Callable) -> list[Mistake]:
     Raises:
         CatalogueError: the catalogue does not fit the reference.
     """
-    return [
-        Mistake(
-            entry.slug,
-            entry.advice,
-            *(catalogue.edited(reference, form) for form in entry.forms),
-        )
-        for entry in catalogue.entries(reference)
-    ]
+    found = []
+    for entry in catalogue.entries(reference):
+        answers = (catalogue.edited(reference, form) for form in entry.forms)
+        found.append(Mistake(entry.slug, entry.advice, *answers))
+    return found
 
 
 def draws(seed: int) -> Callable[..., Tensor]:
@@ -161,7 +177,7 @@ def check(
                 before(candidate, reference, found)
             return compare(candidate, reference=reference, cases=found, **settings)
 
-        judge.__name__ = judge.__qualname__ = cases.__name__
+        judge.__name__ = judge.__qualname__ = f"check_{reference.__name__}"
         judge.__doc__ = f"Check ``{_signature(reference)}``. {cases.__doc__ or ''}".rstrip()
         return judge
 
@@ -202,10 +218,11 @@ def compare(
             is not a plain function, such as a class to be built and then stepped. The default calls
             the function. A `CheckFailed` of its own says what is wrong and ends the cases. With an
             attribute ``runs_here`` it stays in this process where the function lives in another
-            (`shipyard.checks.remote`).
+            (`Elsewhere`).
         forms: other right ways to write the answer. Where no named mistake fits, small changes
             of the reference and of these are tried.
-        small_changes: False where a changed reference may wait for ever, as ranks do.
+        small_changes: False where a changed reference may wait for ever, as ranks do, or where
+            nothing is left without a name.
         forbidden: functions of torch or Python that the task does without, and what to tell who
             calls one: "conv2d", "OneCycleLR.__init__", "cross_entropy(label_smoothing)".
 
@@ -291,19 +308,19 @@ class _Task:
         return not difference(expected, got, tolerance=self.tolerance, brief=True)
 
     def answer(self, function: Callable, args: tuple, options: dict) -> Any:
-        elsewhere = remote.inside(function)
-        if elsewhere and not getattr(self.use, "runs_here", False):
-            return elsewhere.evaluate(self.use, function, args, options)
+        there = elsewhere(function)
+        if there and not getattr(self.use, "runs_here", False):
+            return there.evaluate(self.use, function, args, options)
         return self.use(function, *args, **options) if self.use else function(*args, **options)
 
     def attempt(self, candidate: Callable, case: Case) -> _Attempt:
         """Call the candidate with copies of the case's arguments, and judge its answer."""
         attempt = _Attempt(case, self.answer(self.reference, *case.copies()))
         args, options = case.copies()
-        misfit = None if self.use else _misfit(candidate, args, options)
-        if misfit:
+        if not self.use:  # which has its own way to call it
+            attempt.text = misfit(candidate, self.signature, args, options, "Your function")
+        if attempt.text:
             attempt.slug = "wrong-signature"
-            attempt.text = _explain_misfit("Your function", misfit, self.signature)
             return attempt
         try:
             attempt.got = self.answer(candidate, args, options)
@@ -337,8 +354,8 @@ class _Task:
         """(slug, paragraphs): which mistake it is; ("", []) where nothing is known of it."""
         failing = [attempt for attempt in attempts if attempt.slug]
         mistake, explained = None, 0
-        for known in mistakes:
-            count = self.explained(known, attempts)
+        for known, answer in ((m, answer) for m in mistakes for answer in m.answers):
+            count = self.explained(answer, attempts)
             if count > explained:
                 mistake, explained = known, count
             if explained == len(failing):
@@ -349,15 +366,16 @@ class _Task:
             if explained < len(failing):
                 parts.append(f"This explains {share}. Mend it, then run the check again.")
             return mistake.slug, parts
-        if both := self.two_mistakes(catalogue.entries(self.reference), attempts):
-            return both[0], [both[1]]
+        # what follows explains all values, and never an exception
+        values = all(a.error is None and a.slug not in UNEXPLAINED for a in attempts)
+        if values and (both := self.two_mistakes(attempts)):
+            return both
         if self.is_unsteady(candidate, failing[0]):
             return "", [
                 "Called again with the same arguments, it gave another answer. It uses random "
                 "numbers, memory that was never filled (torch.empty), or a variable from outside."
             ]
-        top_level = [form for form in references if "<" not in form.__qualname__]
-        if change := self.small_change(top_level, attempts):
+        if values and (change := self.small_change(references, attempts)):
             slug = failing[0].slug
             return "small-change" if slug == "wrong-values" else slug, [change]
         if explained:
@@ -401,25 +419,25 @@ class _Task:
 
     def small_change(self, references: Sequence[Callable], attempts: list[_Attempt]) -> str | None:
         """In words, the small change of a reference that explains every case."""
-        fits = self._explains_all(attempts)
-        if fits is None:
-            return None
         args, options = attempts[-1].case.copies()
         kinds = {
             form: changes.kinds_of_names(form, lambda form=form: self.answer(form, args, options))
             for form in references
+            if "<" not in form.__qualname__  # of a module: its source can be changed
         }
+        fits = functools.partial(self.explains_all, attempts)
         return changes.explain(kinds, fits, CHANGE_SECONDS)
 
-    def _explains_all(self, attempts: list[_Attempt]) -> Callable[[Callable], bool] | None:
-        """Whether a function answers all cases as the candidate did.
-
-        None where that says nothing: a value is explained, never an exception.
-        """
-        if any(attempt.error or attempt.slug in UNEXPLAINED for attempt in attempts):
-            return None
-        failing_first = sorted(attempts, key=lambda attempt: not attempt.slug)
-        return lambda function: all(self._gives(function, attempt) for attempt in failing_first)
+    def explains_all(self, attempts: list[_Attempt], function: Callable) -> bool:
+        """Whether ``function`` answers all cases as the candidate did."""
+        for attempt in sorted(attempts, key=lambda attempt: not attempt.slug):  # failing ones first
+            try:
+                answer = self.answer(function, *attempt.case.copies())
+            except Exception:
+                return False
+            if not self.same(answer, attempt.got if attempt.slug else attempt.expected):
+                return False
+        return True
 
     def is_unsteady(self, candidate: Callable, attempt: _Attempt) -> bool:
         """Whether the candidate answers the same call in another way the second time."""
@@ -428,11 +446,8 @@ class _Task:
         again = self.attempt(candidate, attempt.case)
         return bool(again.error or difference(attempt.got, again.got, brief=True))
 
-    def explained(self, mistake: Mistake, attempts: list[_Attempt]) -> int:
-        """How many failing cases the mistake explains; 0 unless it explains the first of them."""
-        return max(self._explained(answer, attempts) for answer in mistake.answers)
-
-    def _explained(self, answer: Callable, attempts: list[_Attempt]) -> int:
+    def explained(self, answer: Callable, attempts: list[_Attempt]) -> int:
+        """How many failing cases a mistake explains; 0 unless it explains the first of them."""
         if any(attempt.slug == "changed-input" for attempt in attempts):
             return 0  # a mistake explains values, and what is wrong here is not a value
         count = 0
@@ -456,31 +471,15 @@ class _Task:
                 return 0
         return count
 
-    def two_mistakes(
-        self, known: Sequence[catalogue.Entry], attempts: list[_Attempt]
-    ) -> tuple[str, str] | None:
-        """(slug, text) of two named mistakes that together explain every case.
-
-        A value is explained, never an exception.
-        """
-        fits = self._explains_all(attempts)
-        if fits is None:
-            return None
+    def two_mistakes(self, attempts: list[_Attempt]) -> tuple[str, list[str]] | None:
+        """(slug, paragraphs) of two named mistakes that together explain every case."""
+        known = catalogue.entries(self.reference)
         for entries, function in catalogue.pairs(self.reference, known, PAIR_SECONDS):
-            if fits(function):
+            if self.explains_all(attempts, function):
                 advice = "\n".join(_paragraph(f"{e.slug}: {e.advice}") for e in entries)
                 slugs = [entry.slug for entry in entries]
-                return "+".join(slugs), f"Two mistakes ({' and '.join(slugs)}):\n{advice}"
+                return "+".join(slugs), [f"Two mistakes ({' and '.join(slugs)}):\n{advice}"]
         return None
-
-    def _gives(self, function: Callable, attempt: _Attempt) -> bool:
-        """Whether ``function`` answers a case as the candidate did."""
-        try:
-            answer = self.answer(function, *attempt.case.copies())
-        except Exception:
-            return False
-        got = attempt.got if attempt.slug else attempt.expected
-        return self.same(answer, got)
 
     def show_call(self, case: Case) -> str:
         """The call as the learner would write it, then each tensor's shape, one a line.
@@ -538,17 +537,15 @@ def _describe(value: Any) -> str:
     return textwrap.shorten(f"{type(value).__name__} of tensors of shapes {shapes(value)}", 90)
 
 
-def _misfit(candidate: Callable, args: tuple, options: dict) -> TypeError | None:
-    """Why the candidate does not take these arguments."""
+def misfit(candidate: Callable, signature: str, args: Sequence, options: dict, subject: str) -> str:
+    """In words, that the candidate does not take these arguments; "" where it does."""
     try:
-        signature = inspect.signature(candidate)
+        inspect.signature(candidate).bind(*args, **options)
     except ValueError:  # a builtin, such as torch's own functions, does not tell
-        return None
-    try:
-        signature.bind(*args, **options)
+        return ""
     except TypeError as error:
-        return error
-    return None
+        return f"{subject} cannot be called like this: {error}.\nThe task asks for {signature}."
+    return ""
 
 
 def require_signature(
@@ -567,20 +564,14 @@ def require_signature(
     """
     if args is None:
         args = signature.partition("(")[2].rstrip(")").split(", ")
-    misfit = _misfit(function, args, options or {})
-    if misfit:
-        text = _explain_misfit(subject, misfit, signature)
-        raise CheckFailed(text, "wrong-signature") from misfit
+    if text := misfit(function, signature, args, options or {}, subject):
+        raise CheckFailed(text, "wrong-signature")
 
 
 def refusal(slug: str, advice: str, facts: str = "", title: str = "") -> CheckFailed:
     """A fault that a check itself has found, told in the form of all others."""
     parts = [title, f"What went wrong ({slug}):\n{_paragraph(advice)}", facts]
     return CheckFailed("\n\n".join(filter(None, parts)), slug)
-
-
-def _explain_misfit(subject: str, misfit: TypeError, signature: str) -> str:
-    return f"{subject} cannot be called like this: {misfit}.\nThe task asks for {signature}."
 
 
 def _explain_error(error: Exception, task: str) -> tuple[str, str]:

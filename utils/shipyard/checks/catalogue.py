@@ -6,18 +6,22 @@ several, a heading below it a mistake; then come its edits, and what to tell the
     # normalize
 
     ## divided-by-256
-    - `255` → `256`
+    - `255` → `256` or `257`
 
     You divided by 256. A byte holds 0 to 255, so divide by 255.
 
-Each point of the list is one form of the mistake. Edits that belong to one form are joined by
-"and". An edit must match the reference's source exactly once, or as often as it says: "(twice)",
-"(3 times)". ``→ any order`` stands for every other order of the names between the commas.
+Each point of the list is one form of the mistake, and each of the new texts that "or" joins gives
+one more. Edits that belong to one form are joined by "and"; with "and/or" each of them alone is a
+form, too. An edit must match the reference's source exactly once, or as often as it says:
+"(twice)", "(3 times)", "(everywhere)". ``→ any order`` stands for every other order of the names
+between the commas. Below a heading of several tasks, a form counts where it matches, and must
+match somewhere.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -29,12 +33,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "mistakes"
-TIMES = {"": 1, "twice": 2}
+TIMES = {None: 1, "twice": 2, "everywhere": 0}
 
 _CODE = r"(?:``.+?``|`[^`]*`)"
+_NEW = rf"(?:{_CODE}|nothing|any order)"
 _ONE = re.compile(
-    rf"(?P<old>{_CODE}) → (?P<new>{_CODE}|nothing|any order)"
-    r"(?: \((?P<times>twice|\d+ times)\))?"
+    rf"(?P<old>{_CODE}) → (?P<new>{_NEW}(?: or {_NEW})*)"
+    r"(?: \((?P<times>twice|everywhere|\d+ times)\))?"
 )
 
 
@@ -44,7 +49,7 @@ class CatalogueError(Exception):
 
 @dataclass(frozen=True)
 class Edit:
-    """Put ``new`` in the place of ``old``, which stands ``times`` times in the source."""
+    """Put ``new`` in the place of ``old``, which stands ``times`` times in the source (0: any)."""
 
     old: str
     new: str
@@ -57,7 +62,7 @@ class Edit:
             CatalogueError: ``old`` stands there more or less often than ``times``.
         """
         found = source.count(self.old)
-        if found != self.times:
+        if found != (self.times or max(found, 1)):
             raise CatalogueError(
                 f"`{self.old}` stands {found} times in the reference; expected {self.times}."
             )
@@ -66,11 +71,15 @@ class Edit:
 
 @dataclass(frozen=True)
 class Entry:
-    """A named mistake of a catalogue: each of its ``forms`` is a tuple of edits."""
+    """A named mistake of a catalogue: each of its ``forms`` is a tuple of edits.
+
+    ``shared`` by several tasks: not every form matches each of them.
+    """
 
     slug: str
     advice: str
     forms: tuple[tuple[Edit, ...], ...]
+    shared: bool = False
 
 
 @functools.cache
@@ -88,7 +97,19 @@ def read(subject: str) -> dict[str, tuple[Entry, ...]]:
 def entries(reference: Callable) -> tuple[Entry, ...]:
     """What the catalogue of the reference's module says about it, the likeliest first."""
     subject = reference.__module__.rpartition(".")[2]
-    return read(subject).get(reference.__name__, ())
+    found = []
+    for entry in read(subject).get(reference.__name__, ()):
+        forms = tuple(form for form in entry.forms if not entry.shared or fits(reference, form))
+        found.append(dataclasses.replace(entry, forms=forms))
+    return tuple(found)
+
+
+def fits(reference: Callable, form: tuple[Edit, ...]) -> bool:
+    """Whether the edits match the source."""
+    try:
+        return bool(edited(reference, form))
+    except CatalogueError:
+        return False
 
 
 def pairs(
@@ -113,47 +134,53 @@ def parse(text: str) -> dict[str, tuple[Entry, ...]]:
         CatalogueError: a mistake without a task, edits or advice, or with an unreadable edit.
     """
     entries: dict[str, tuple[Entry, ...]] = {}
-    _, *tasks = re.split(r"^# +", text, flags=re.MULTILINE)
-    for part in tasks:
+    _, *parts = re.split(r"^# +", text, flags=re.MULTILINE)
+    for part in parts:
         title, _, body = part.partition("\n")
         _, *mistakes = re.split(r"^## +", body, flags=re.MULTILINE)
-        found = tuple(_entry(mistake) for mistake in mistakes)
-        for task in title.split(","):
+        tasks = title.split(",")
+        found = tuple(_entry(mistake, len(tasks) > 1) for mistake in mistakes)
+        for task in tasks:
             entries[task.strip()] = (*entries.get(task.strip(), ()), *found)
     return entries
 
 
-def _entry(text: str) -> Entry:
+def _entry(text: str, shared: bool) -> Entry:
     slug, _, body = text.partition("\n")
     points = re.findall(r"^- (.*(?:\n  .*)*)", body, flags=re.MULTILINE)
     advice = re.sub(r"^- .*(?:\n  .*)*", "", body, flags=re.MULTILINE)
     forms = tuple(form for point in points for form in _forms(slug, " ".join(point.split("\n  "))))
     if not (forms and advice.strip()):
         raise CatalogueError(f"{slug.strip()} needs at least one edit, and an advice.")
-    return Entry(slug.strip(), " ".join(advice.split()), forms)
+    return Entry(slug.strip(), " ".join(advice.split()), forms, shared)
 
 
 def _forms(slug: str, point: str) -> Iterator[tuple[Edit, ...]]:
-    """The forms of one point: one, unless an edit stands for every order of some names."""
+    """The forms of one point: several where "or", "and/or" or "any order" stands in it."""
     found = list(_ONE.finditer(point))
-    if not found or re.sub(_ONE, "", point).replace(" and ", "").strip():
+    joints = set(re.sub(_ONE, "", point).split())
+    if not found or joints not in (set(), {"and"}, {"and/or"}):
         raise CatalogueError(f"{slug}: cannot read the edits in {point!r}.")
-    orders = [0]
-    for match in found:  # several "any order" in one form change their names alike
-        if match["new"] == "any order":
-            names = _code(match["old"]).split(", ")
-            orders = list(itertools.permutations(range(len(names))))[1:]
-    for order in orders:
-        yield tuple(_edit(match, order) for match in found)
+    edits = [_edits(match) for match in found]
+    if "any order" in point:  # several of them in one form change their names alike
+        yield from zip(*edits, strict=True)
+        return
+    for count in range(1 if joints == {"and/or"} else len(edits), len(edits) + 1):
+        for some in itertools.combinations(edits, count):
+            yield from itertools.product(*some)
 
 
-def _edit(match: re.Match, order: tuple[int, ...]) -> Edit:
-    old, new = _code(match["old"]), _code(match["new"])
+def _edits(match: re.Match) -> list[Edit]:
+    """One for each of the new texts."""
+    old = _code(match["old"])
     if match["new"] == "any order":
         names = old.split(", ")
-        new = ", ".join(names[place] for place in order)
-    times = match["times"] or ""
-    return Edit(old, new, TIMES.get(times) or int(times.split()[0]))
+        new = map(", ".join, list(itertools.permutations(names))[1:])
+    else:
+        new = map(_code, re.findall(_NEW, match["new"]))
+    times = match["times"]
+    times = TIMES[times] if times in TIMES else int(times.split()[0])
+    return [Edit(old, text, times) for text in new]
 
 
 def _code(text: str) -> str:

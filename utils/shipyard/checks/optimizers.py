@@ -8,9 +8,8 @@ while a second run takes turns with it: an answer that keeps its memory anywhere
 from __future__ import annotations
 
 import copy
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -229,93 +228,68 @@ def _require_pure_step(step: Callable, reference: Callable, cases: list[Case]) -
         raise refusal("hidden-state", f"{text} {NO_OTHER_MEMORY}", title=title)
 
 
-_check_step = functools.partial(
-    check,
-    outputs=AFTER_EACH_STEP,
-    tolerance=1e-10,
-    use=_follow,
-    forbidden=FORBIDDEN_OPTIMIZERS,
-    before=_require_pure_step,
-)
+def _check_step(reference: Callable, *options: dict, forms: Sequence[Callable] = ()) -> Callable:
+    """The check of a step, with one case for each of the ``options``, which may name its shapes."""
+    settings = {"use": _follow, "outputs": AFTER_EACH_STEP, "tolerance": 1e-10, "forms": forms}
+    decorate = check(
+        reference, before=_require_pure_step, forbidden=FORBIDDEN_OPTIMIZERS, **settings
+    )
+    return decorate(lambda: [_case(seed, **given) for seed, given in enumerate(options, 1)])
 
 
 # --- the checks ----------------------------------------------------------------------------------
 
-
-@_check_step(gradient_descent)
-def check_gradient_descent():
-    return [
-        _case(1, lr=0.1),
-        _case(2, lr=0.5),
-        _case(3, lr=FALLING_LR),
-        _case(4, ((2,),), lr=0.1),
-        _case(5, SMALL, lr=0.01),
-    ]
-
-
-def _momentum_cases() -> list[Case]:
-    return [
-        _case(1, lr=0.1),
-        _case(2, lr=0.05, momentum=0.5),
-        _case(3, lr=FALLING_LR, momentum=0.8),
-        _case(4, ((2,),), lr=0.1, momentum=0.0),
-        _case(5, SMALL, lr=0.01, momentum=0.99),
-    ]
-
-
-@_check_step(sgd_momentum)
-def check_sgd_momentum():
-    return _momentum_cases()
-
-
-@_check_step(nesterov)
-def check_nesterov():
-    return _momentum_cases()
-
-
-@_check_step(adagrad)
-def check_adagrad():
-    return [
-        _case(1, lr=0.1),
-        _case(2, lr=0.5, eps=0.1),
-        _case(3, lr=FALLING_LR),
-        _case(4, lr=0.1, scale=1e-9),
-        _case(5, SMALL, lr=0.02, eps=0.01),
-    ]
-
-
-@_check_step(rmsprop)
-def check_rmsprop():
-    return [
-        _case(1, lr=0.01),
-        _case(2, lr=0.05, alpha=0.9),
-        _case(3, lr=FALLING_LR, alpha=0.95),
-        _case(4, lr=0.1, scale=1e-7),
-        _case(5, SMALL, lr=0.02, alpha=0.7, eps=0.1),
-    ]
-
-
-@_check_step(adam)
-def check_adam():
-    return [
-        _case(1, lr=0.1),
-        _case(2, lr=0.05, betas=(0.8, 0.95)),
-        _case(3, lr=FALLING_LR, betas=(0.5, 0.9)),
-        _case(4, lr=0.1, scale=1e-7),
-        _case(5, SMALL, lr=0.02, eps=0.1),
-    ]
-
-
-@_check_step(adamw, forms=(adamw_by_adam,))
-def check_adamw():
-    return [
-        _case(1, lr=0.1),
-        _case(2, lr=0.05, weight_decay=0.5, betas=(0.8, 0.95)),
-        _case(3, lr=FALLING_LR, weight_decay=0.3),
-        _case(4, lr=0.1, weight_decay=0.0),
-        _case(5, lr=0.1, scale=1e-7),
-        _case(6, SMALL, lr=0.02, weight_decay=0.1, eps=0.1),
-    ]
+check_gradient_descent = _check_step(
+    gradient_descent,
+    {"lr": 0.1},
+    {"lr": 0.5},
+    {"lr": FALLING_LR},
+    {"lr": 0.1, "shapes": ((2,),)},
+    {"lr": 0.01, "shapes": SMALL},
+)
+_MOMENTUM = [
+    {"lr": 0.1},
+    {"lr": 0.05, "momentum": 0.5},
+    {"lr": FALLING_LR, "momentum": 0.8},
+    {"lr": 0.1, "momentum": 0.0, "shapes": ((2,),)},
+    {"lr": 0.01, "momentum": 0.99, "shapes": SMALL},
+]
+check_sgd_momentum = _check_step(sgd_momentum, *_MOMENTUM)
+check_nesterov = _check_step(nesterov, *_MOMENTUM)
+check_adagrad = _check_step(
+    adagrad,
+    {"lr": 0.1},
+    {"lr": 0.5, "eps": 0.1},
+    {"lr": FALLING_LR},
+    {"lr": 0.1, "scale": 1e-9},
+    {"lr": 0.02, "eps": 0.01, "shapes": SMALL},
+)
+check_rmsprop = _check_step(
+    rmsprop,
+    {"lr": 0.01},
+    {"lr": 0.05, "alpha": 0.9},
+    {"lr": FALLING_LR, "alpha": 0.95},
+    {"lr": 0.1, "scale": 1e-7},
+    {"lr": 0.02, "alpha": 0.7, "eps": 0.1, "shapes": SMALL},
+)
+check_adam = _check_step(
+    adam,
+    {"lr": 0.1},
+    {"lr": 0.05, "betas": (0.8, 0.95)},
+    {"lr": FALLING_LR, "betas": (0.5, 0.9)},
+    {"lr": 0.1, "scale": 1e-7},
+    {"lr": 0.02, "eps": 0.1, "shapes": SMALL},
+)
+check_adamw = _check_step(
+    adamw,
+    {"lr": 0.1},
+    {"lr": 0.05, "weight_decay": 0.5, "betas": (0.8, 0.95)},
+    {"lr": FALLING_LR, "weight_decay": 0.3},
+    {"lr": 0.1, "weight_decay": 0.0},
+    {"lr": 0.1, "scale": 1e-7},
+    {"lr": 0.02, "weight_decay": 0.1, "eps": 0.1, "shapes": SMALL},
+    forms=(adamw_by_adam,),
+)
 
 
 @check(warmup_cosine, tolerance=1e-6, forbidden=FORBIDDEN_OPTIMIZERS)  # float32 cosines pass

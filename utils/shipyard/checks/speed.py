@@ -197,15 +197,15 @@ _FACTS = (
 
 def _facts(function: Callable, model: nn.Module, images: Tensor) -> list | None:
     """What can be seen from outside of the (model, images) that come back, as `_FACTS` says."""
-    answer = function(model, images)
-    if answer is None:
-        return None
-    parts = answer if isinstance(answer, tuple | list) else [answer]
-    kinds = [isinstance(part, nn.Module) + 2 * isinstance(part, Tensor) for part in parts]
-    if kinds != [1, 2]:
-        came = ", ".join(type(part).__name__ for part in parts)
-        return [came, *[None] * (len(_FACTS) - 1)]
-    model, images = parts
+    match answer := function(model, images):
+        case None:
+            return None
+        case [nn.Module() as model, Tensor() as images]:
+            pass
+        case _:
+            parts = answer if isinstance(answer, tuple | list) else [answer]
+            came = ", ".join(type(part).__name__ for part in parts)
+            return [came, *[None] * (len(_FACTS) - 1)]
     values = {name: value.clone() for name, value in model.state_dict().items()}
     weights = {name: _layout(w) for name, w in model.named_parameters() if w.dim() == 4}
     training, flowing = model.training, {}

@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from shipyard.checks import Elsewhere
+
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -124,7 +126,7 @@ def _shape(sizes: list[int]) -> tuple[int, ...]:
 Ask = Callable[[dict, list], dict]
 
 
-class Remote:
+class Remote(Elsewhere):
     """An object of the learner's process, seen from the check's.
 
     Args:
@@ -179,23 +181,6 @@ def read_reply(reply: dict, ask: Ask) -> Any:
         return decode(reply["value"], lambda number: Remote(number, ask))
     except Exception as error:
         raise Raised(f"its answer cannot be read ({type(error).__name__})") from error
-
-
-def inside(function: Any, depth: int = 3) -> Remote | None:
-    """The remote object that ``function`` is or calls: in its closure, or bound to it."""
-    if isinstance(function, Remote):
-        return function
-    parts = [getattr(function, "__self__", None)]
-    if isinstance(function, functools.partial):
-        parts += [function.func, *function.args]
-    for cell in getattr(function, "__closure__", None) or ():
-        try:
-            parts.append(cell.cell_contents)
-        except ValueError:  # not filled yet
-            continue
-    if not depth:
-        return None
-    return next(filter(None, (inside(part, depth - 1) for part in parts if part is not None)), None)
 
 
 def _lend(lent: list, value: Any) -> dict:
