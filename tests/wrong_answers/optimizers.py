@@ -173,7 +173,7 @@ ADAGRAD.fails_with(
     "eps-inside-the-root", but(adagrad_from_all_gradients, "(eps + G**0.5)", "(eps + G) ** 0.5")
 )
 ADAGRAD.fails_with(
-    "sum-updated-after-use",
+    "memory-updated-after-use",
     but(adagrad_from_all_gradients, "zip(*past, s", "zip(*past[:-1] or [zeros(params)], s"),
 )
 
