@@ -19,8 +19,8 @@ from shipyard.checks import Case, CheckFailed, Mistake, catalogue, changes, comp
 from wrong_answers import (
     CHEATS,
     changes_its_input,
-    computes_in_float32,
     looks_at_sizes_alone,
+    rounds_to_float32,
     takes_one_argument_less,
 )
 
@@ -197,16 +197,16 @@ def settings_of(lab, name, monkeypatch, other_numbers=0):
 
 def has_meaning(cheat, form, settings):
     """Whether a cheat can be seen: a right answer to numbers alone may be remembered."""
-    held = [[*checks._tensors([case.args, case.options])] for case in settings.get("cases", ())]
+    held = [[*checks.tensors([case.args, case.options])] for case in settings.get("cases", ())]
     if cheat is takes_one_argument_less:
         ours, theirs = (inspect.signature(f).parameters for f in (form, settings["reference"]))
         return len(ours) == len(theirs)
     if cheat is changes_its_input:
         lists = [v for c in settings.get("cases", ()) for v in c.args if isinstance(v, list)]
         return any(held) or any(value != value[::-1] for value in lists)
-    if cheat is computes_in_float32:
+    if cheat is rounds_to_float32:
         wide = any("float64" in str(t.dtype) for tensors in held for t in tensors)
-        return wide and settings.get("tolerance", 1e-7) <= 1e-7
+        return wide and settings.get("tolerance", 1e-7) < 1e-8
     return cheat is not looks_at_sizes_alone or any(held[:1])
 
 

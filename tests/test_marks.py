@@ -23,9 +23,8 @@ from shipyard import authoring, remote
 from shipyard.authoring import handin, sandbox, wire
 from shipyard.authoring.judge import Judge
 from shipyard.checks import CheckFailed
-from shipyard.checks.convolution import check_conv2d
+from shipyard.checks.convolution import check_conv2d, conv2d_by_loops
 from shipyard.checks.training import check_normalize, check_train_step
-from wrong_answers.convolution import shifts_and_adds
 
 pytest.importorskip("nbgrader", reason="grading needs the extra `teach`")
 
@@ -310,7 +309,7 @@ def train_step(model, images, labels, optimizer):
 
 
 @pytest.mark.parametrize(
-    ("check", "right"), [(check_conv2d, shifts_and_adds), (check_train_step, train_step)]
+    ("check", "right"), [(check_conv2d, conv2d_by_loops), (check_train_step, train_step)]
 )
 def test_a_check_judges_a_function_in_another_process(check, right):
     assert check(*elsewhere(right)) == check(right)

@@ -130,14 +130,13 @@ def multiplies_complex_numbers(x, positions, base=10_000.0):
     return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
 
 
+ROTARY.fails_with(
+    "positions-ignored",
+    but(
+        multiplies_complex_numbers, "x, positions, base)\n", "x, positions - positions[0], base)\n"
+    ),
+)
 ROTARY.fails_with("turned-backwards", but(multiplies_complex_numbers, "(cos, sin)", "(cos, -sin)"))
-
-
-@ROTARY.fails_with("pairs-by-halves")
-def rotates_halves(x, positions, base=10_000.0):
-    cos, sin = (torch.cat([t, t], dim=-1) for t in turns(x, positions, base))
-    a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-b, a], dim=-1) * sin
 
 
 # The key-value cache.

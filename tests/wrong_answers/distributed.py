@@ -277,12 +277,6 @@ def gathers_the_hidden_layer_too(x, w1, b1, w2, b2, rank, world_size, all_reduce
     return all_reduce(all_reduce(h)[:, units] @ w2[:, units].T) + b2
 
 
-@TENSOR_PARALLEL.fails_with("ranks-disagree")
-def lets_only_rank_0_sum(x, w1, b1, w2, b2, rank, world_size, all_reduce):
-    own = all_reduce if rank == 0 else lambda part: part
-    return takes_every_nth_hidden_unit(x, w1, b1, w2, b2, rank, world_size, own)
-
-
 # --- pipeline_schedule --------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from torch.nn.utils import prune
 from wrong_answers import Task
 
 # float32 ranks these sizes in the same order, and a mask holds no other numbers
-MAGNITUDE, GLOBAL = (Task(spared="computes_in_float32") for _ in range(2))
+MAGNITUDE, GLOBAL = (Task(spared="rounds_to_float32") for _ in range(2))
 FINETUNE, CHANNELS, DISTILLATION, LOW_RANK = (Task() for _ in range(4))
 TASKS = {
     "magnitude_mask": MAGNITUDE,

@@ -86,6 +86,9 @@ def moves_towards_the_candidate(x, h, w_ih, w_hh, b_ih, b_hh):
 
 
 GRU_CELL.fails_with(
+    "update-gate-swapped", but(moves_towards_the_candidate, "n + z * (h - n)", "h + z * (n - h)")
+)
+GRU_CELL.fails_with(
     "reset-gate-misplaced", but(moves_towards_the_candidate, "x_n + r * h_n", "r * (x_n + h_n)")
 )
 
@@ -99,14 +102,6 @@ def goes_row_by_row(x, h, w_ih, w_hh, b_ih, b_hh):
         n = torch.tanh(a[2 * size :] + r * b[2 * size :])
         rows.append(torch.lerp(n, h_row, z))
     return torch.stack(rows)
-
-
-@GRU_CELL.fails_with("reset-before-product")
-def follows_the_paper(x, h, w_ih, w_hh, b_ih, b_hh):
-    parts = zip(w_ih.chunk(3), w_hh.chunk(3), b_ih.chunk(3), b_hh.chunk(3), strict=True)
-    r, z, n = (lambda h, u=u, w=w, b=b, d=d: x @ u.T + b + h @ w.T + d for u, w, b, d in parts)
-    z = torch.sigmoid(z(h))
-    return (1 - z) * torch.tanh(n(torch.sigmoid(r(h)) * h)) + z * h
 
 
 GRU_CELL.forbids(torch.gru_cell)

@@ -15,9 +15,9 @@ from wrong_answers import CHEATS, Task, but
 TASKS = {
     "normalize": (NORMALIZE := Task()),
     "flatten_size": (FLATTEN_SIZE := Task()),
-    "label_smoothing": (LABEL_SMOOTHING := Task(spared="changes_its_input computes_in_float32")),
-    "train_step": (TRAIN_STEP := Task(spared="computes_in_float32")),
-    "evaluate": (EVALUATE := Task(spared="computes_in_float32")),
+    "label_smoothing": (LABEL_SMOOTHING := Task(spared="changes_its_input rounds_to_float32")),
+    "train_step": (TRAIN_STEP := Task(spared="rounds_to_float32")),
+    "evaluate": (EVALUATE := Task(spared="rounds_to_float32")),
     "confusion_matrix": (CONFUSION_MATRIX := Task()),
     "resume": (RESUME := Task(spared=" ".join(cheat.__name__ for cheat in CHEATS))),
 }
@@ -97,16 +97,17 @@ def gives_probabilities_to_cross_entropy(logits, labels, epsilon):
 
 
 LABEL_SMOOTHING.fails_with(
+    "overflow",
+    but(
+        gives_probabilities_to_cross_entropy,
+        "F.cross_entropy(logits, q)",
+        "-(q * logits.softmax(1).log()).sum(1).mean()",
+    ),
+)
+LABEL_SMOOTHING.fails_with(
     "targets-do-not-sum-to-one",
     but(gives_probabilities_to_cross_entropy, "+= 1 - epsilon", "= 1 - epsilon"),
 )
-
-
-@LABEL_SMOOTHING.fails_with("overflow")
-def writes_softmax_out(logits, labels, epsilon):
-    q = (1 - epsilon) * F.one_hot(labels, logits.shape[1]) + epsilon / logits.shape[1]
-    p = torch.exp(logits) / torch.exp(logits).sum(dim=1, keepdim=True)
-    return -(q * torch.log(p)).sum(1).mean()
 
 
 @LABEL_SMOOTHING.fails_with("axis-of-one")

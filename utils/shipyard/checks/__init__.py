@@ -25,70 +25,27 @@ import ast
 import contextlib
 import copy
 import functools
-import html
 import inspect
-import itertools
 import reprlib
 import sys
-import textwrap
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from shipyard.checks import catalogue, changes
+from shipyard.checks import catalogue, changes, telling
 from shipyard.checks.differences import describe, difference
+from shipyard.checks.telling import CheckFailed, Passed, changed, require_signature, tensors
 
 # What no other answer explains: these are not about values.
 UNEXPLAINED = ("changed-input", "wrong-signature", "wrong-dtype", "returned-none")
 PAIR_SECONDS = 1.0
 CHANGE_SECONDS = 3.0
-MOST_LINES = 25
-
-_TORCH = str(Path(torch.__file__).parent)
-_LIBRARIES = (str(Path(__file__).parent), _TORCH)
-
-
-class CheckFailed(AssertionError):  # noqa: N818  (it says what happened, as in pytest.Failed)
-    """The answer is not right yet. ``diagnosis`` is a short slug that names the mistake."""
-
-    def __init__(self, message: str, diagnosis: str = "failed"):
-        super().__init__(message)
-        self.diagnosis = diagnosis
-
-    def _render_traceback_(self) -> list[str]:
-        """What IPython shows: the message alone, since the frames are those of this engine."""
-        first, *rest = str(self).splitlines()
-        return [f"\x1b[31m{first}\x1b[0m", *rest]
-
-
-@dataclass(frozen=True)
-class Passed:
-    """The result of a check that found nothing wrong."""
-
-    task: str
-    cases: int
-
-    def __repr__(self) -> str:
-        cases = f"all {self.cases} cases" if self.cases != 1 else "its one case"
-        return f"✓ {self.task}: correct in {cases}."
-
-    def _repr_html_(self) -> str:
-        return f"<span style='color:#009E73'>✓</span> {html.escape(repr(self)[2:])}"
-
-    def _ipython_display_(self) -> None:
-        """Shown, but not as the cell's value: nbgrader would read that as a number of points."""
-        from IPython.display import display
-
-        display({"text/plain": repr(self), "text/html": self._repr_html_()}, raw=True)
 
 
 class Case:
@@ -104,7 +61,7 @@ class Case:
     def halved(self) -> Case | None:
         """The same call with half of every float: other numbers, lest sizes alone be remembered."""
         args, options = self.copies()
-        floats = [t for t in _tensors([args, options]) if "float" in str(t.dtype)]
+        floats = [t for t in tensors([args, options]) if "float" in str(t.dtype)]
         for tensor in floats:
             tensor /= 2
         return Case(*args, **options) if floats else None
@@ -257,13 +214,13 @@ def compare(
     if not failing:
         if name := task.forbidden_call(candidate, cases, forbidden or {}):
             text = f"{task.name} is right, but it calls torch's {name}."
-            raise CheckFailed(f"{text}\n\n{_paragraph(forbidden[name])}", "forbidden-call")
+            raise CheckFailed(f"{text}\n\n{telling.paragraph(forbidden[name])}", "forbidden-call")
         return Passed(task.name, len(cases))
     first = failing[0]
     number = attempts.index(first) + 1
     if isinstance(first.error, CheckFailed):
         where = f"It happened in case {number}:\n{task.show_call(first.case)}"
-        text = _limited("\n\n".join([f"{task.name} is not right yet.", str(first.error), where]))
+        text = telling.limited(f"{task.name} is not right yet.", str(first.error), where)
         raise CheckFailed(text, first.slug) from first.error.__cause__
     if first.slug == "not-implemented":
         raise CheckFailed(first.text, first.slug) from first.error
@@ -276,8 +233,7 @@ def compare(
     count = f"{sum(bool(a.slug) for a in attempts)} of {len(attempts)} cases fail"
     parts = [f"{task.name} is not right yet: {count}.", *verdict]
     parts.append(f"The first that fails is case {number}:\n{task.show_call(first.case)}")
-    text = _limited("\n\n".join([*parts, first.text]))
-    raise CheckFailed(text, slug or first.slug) from first.error
+    raise CheckFailed(telling.limited(*parts, first.text), slug or first.slug) from first.error
 
 
 @dataclass(eq=False)
@@ -318,7 +274,7 @@ class _Task:
         attempt = _Attempt(case, self.answer(self.reference, *case.copies()))
         args, options = case.copies()
         if not self.use:  # which has its own way to call it
-            attempt.text = misfit(candidate, self.signature, args, options, "Your function")
+            attempt.text = telling.misfit(candidate, self.signature, args, options, "Your function")
         if attempt.text:
             attempt.slug = "wrong-signature"
             return attempt
@@ -329,7 +285,7 @@ class _Task:
             return attempt
         except Exception as error:
             attempt.error = error
-            attempt.slug, attempt.text = _explain_error(error, self.name)
+            attempt.slug, attempt.text = telling.explain_error(error, self.name)
             return attempt
         if changed((case.args, case.options), (args, options)):
             attempt.slug = "changed-input"
@@ -362,7 +318,7 @@ class _Task:
                 break  # no later one can explain more, and to try it may take long
         share = f"{explained} of the {len(failing)} cases that fail"
         if explained and 2 * explained >= len(failing):
-            parts = [f"What went wrong ({mistake.slug}):\n{_paragraph(mistake.advice)}"]
+            parts = [f"What went wrong ({mistake.slug}):\n{telling.paragraph(mistake.advice)}"]
             if explained < len(failing):
                 parts.append(f"This explains {share}. Mend it, then run the check again.")
             return mistake.slug, parts
@@ -380,7 +336,7 @@ class _Task:
             return "small-change" if slug == "wrong-values" else slug, [change]
         if explained:
             title = f"Is it this ({mistake.slug})? It would explain {share}."
-            return mistake.slug, [f"{title}\n{_paragraph(mistake.advice)}"]
+            return mistake.slug, [f"{title}\n{telling.paragraph(mistake.advice)}"]
         return "", []
 
     def forbidden_call(
@@ -395,7 +351,7 @@ class _Task:
         functions, seen = {function for _, function, _ in wanted}, []
 
         def profile(frame: FrameType, event: str, builtin: Any) -> None:
-            code, of_torch = frame.f_code, frame.f_code.co_filename.startswith(_TORCH)
+            code, of_torch = frame.f_code, frame.f_code.co_filename.startswith(telling.TORCH)
             if event == "c_call" and builtin.__name__ in functions:
                 seen.append((builtin.__name__, {}))
             elif event == "call" and of_torch and code.co_qualname in functions:
@@ -476,7 +432,7 @@ class _Task:
         known = catalogue.entries(self.reference)
         for entries, function in catalogue.pairs(self.reference, known, PAIR_SECONDS):
             if self.explains_all(attempts, function):
-                advice = "\n".join(_paragraph(f"{e.slug}: {e.advice}") for e in entries)
+                advice = "\n".join(telling.paragraph(f"{e.slug}: {e.advice}") for e in entries)
                 slugs = [entry.slug for entry in entries]
                 return "+".join(slugs), [f"Two mistakes ({' and '.join(slugs)}):\n{advice}"]
         return None
@@ -491,117 +447,12 @@ class _Task:
         else:
             names = [a.arg for a in ast.parse(f"def {self.signature}: ...").body[0].args.args]
         given = dict(zip(names, case.args, strict=False)) | case.options
-        tensors = {name: _tensors(value) for name, value in given.items()}
-        call = [n if tensors[n] else f"{n}={reprlib.repr(v)}" for n, v in given.items()]
-        width = max((len(name) for name in given if tensors[name]), default=0)
-        lines = [f"    {n:<{width}}  {_describe(given[n])}" for n in given if tensors[n]]
+        large = {name: value for name, value in given.items() if tensors(value)}
+        call = [n if n in large else f"{n}={reprlib.repr(v)}" for n, v in given.items()]
+        width = max(map(len, large), default=0)
+        lines = [
+            f"    {name:<{width}}  {telling.describe_shapes(value)}"
+            for name, value in large.items()
+        ]
         title = f"with {', '.join(call)}" if self.use else f"{self.name}({', '.join(call)})"
         return "\n".join([f"  {title}", *lines])
-
-
-def _limited(text: str) -> str:
-    """At most ``MOST_LINES`` lines: the longest blocks of lines lose their ends."""
-    blocks = [block.split("\n") for block in text.split("\n\n")]
-    kept = [len(block) for block in blocks]
-    while sum(kept) + len(blocks) - 1 > MOST_LINES:
-        kept[kept.index(max(kept))] -= 1
-    for block, size in zip(blocks, kept, strict=True):
-        if size < len(block):
-            block[size - 1 :] = [f"    … and {len(block) - size + 1} lines more"]
-    return "\n\n".join("\n".join(block) for block in blocks)
-
-
-def _tensors(value: Any) -> list[Tensor | np.ndarray]:
-    """Each tensor in ``value``."""
-    if isinstance(value, Tensor | np.ndarray):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value
-    parts = map(_tensors, items) if isinstance(value, tuple | list | dict) else ()
-    return list(itertools.chain.from_iterable(parts))
-
-
-def _describe(value: Any) -> str:
-    """A tensor, or a container of some, by its shapes; equal ones that follow are counted."""
-    if isinstance(value, Tensor | np.ndarray):
-        return describe(value)
-
-    def shapes(items: Any) -> str:
-        texts = [
-            str(tuple(item.shape)) if isinstance(item, Tensor | np.ndarray) else f"[{shapes(item)}]"
-            for item in (items.values() if isinstance(items, dict) else items)
-            if _tensors(item)
-        ]
-        runs = [(text, len(list(same))) for text, same in itertools.groupby(texts)]
-        return ", ".join(f"{count} × {text}" if count > 2 else text for text, count in runs)
-
-    return textwrap.shorten(f"{type(value).__name__} of tensors of shapes {shapes(value)}", 90)
-
-
-def misfit(candidate: Callable, signature: str, args: Sequence, options: dict, subject: str) -> str:
-    """In words, that the candidate does not take these arguments; "" where it does."""
-    try:
-        inspect.signature(candidate).bind(*args, **options)
-    except ValueError:  # a builtin, such as torch's own functions, does not tell
-        return ""
-    except TypeError as error:
-        return f"{subject} cannot be called like this: {error}.\nThe task asks for {signature}."
-    return ""
-
-
-def require_signature(
-    function: Callable,
-    signature: str,
-    args: Sequence | None = None,
-    options: dict | None = None,
-    subject: str = "Your function",
-) -> None:
-    """Refuse ``function`` if it takes no such arguments; by default those that ``signature`` names.
-
-    `compare` does this by itself; a check that calls the function before calls this first.
-
-    Raises:
-        CheckFailed: with the diagnosis wrong-signature.
-    """
-    if args is None:
-        args = signature.partition("(")[2].rstrip(")").split(", ")
-    if text := misfit(function, signature, args, options or {}, subject):
-        raise CheckFailed(text, "wrong-signature")
-
-
-def refusal(slug: str, advice: str, facts: str = "", title: str = "") -> CheckFailed:
-    """A fault that a check itself has found, told in the form of all others."""
-    parts = [title, f"What went wrong ({slug}):\n{_paragraph(advice)}", facts]
-    return CheckFailed("\n\n".join(filter(None, parts)), slug)
-
-
-def _explain_error(error: Exception, task: str) -> tuple[str, str]:
-    """(slug, text) for an exception that the candidate raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f for f in frames if f.line and not f.filename.startswith(_LIBRARIES)]
-    # torch raises NotImplementedError too, for an operation that a type or a device lacks
-    if isinstance(error, NotImplementedError) and (not lines or lines[-1].line[:5] == "raise"):
-        # a finished function may call one of an earlier task that is still a stub
-        unwritten = f"{task} calls {lines[-1].name}, which" if len(lines) > 1 else task
-        return "not-implemented", (
-            f"{unwritten} is not written yet: it raises NotImplementedError.\n"
-            "Replace that line by your code, run the cell, then run this check again."
-        )
-    text = f"It raised {type(error).__name__}: {error}"
-    if lines:
-        text += f"\nThe error came from line {lines[-1].lineno} of your code:\n    {lines[-1].line}"
-    return "raised-error", "\n".join([text, *getattr(error, "__notes__", [])[:1]])
-
-
-def changed(before: Any, after: Any) -> bool:
-    """Whether a tensor, number or text in ``after`` is no longer as it was."""
-    if isinstance(before, dict):
-        before, after = list(before.items()), list(after.items())
-    if isinstance(before, tuple | list):
-        return len(before) != len(after) or any(map(changed, before, after))
-    comparable = isinstance(before, Tensor | np.ndarray | int | float | str)
-    return comparable and difference(before, after) is not None
-
-
-def _paragraph(text: str) -> str:
-    indent = {"initial_indent": "  ", "subsequent_indent": "  "}
-    return textwrap.fill(" ".join(text.split()), width=92, **indent)

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shipyard.checks import Case, CheckFailed, Passed, catalogue, compare, draws, refusal, schedules
+from shipyard.checks import Case, CheckFailed, Passed, catalogue, compare, draws, schedules
 from shipyard.checks.ranks import STOPS, Run
 from shipyard.checks.ranks import run_ranks as _run_ranks
+from shipyard.checks.telling import refusal
 
 # Faults of the method that no edit of a reference makes, and what to tell about them.
 BEYOND_EDITS = {
@@ -115,6 +116,7 @@ def run_ranks(function: Callable, inputs: Sequence[Tensor]) -> Run:
 # --- a task with several ranks ------------------------------------------------------------------
 
 
+BUT_NOT_SO = "gives the right numbers, but not in the way that the task asks for."
 Faults = tuple[str, list[tuple[bool, str]]]  # facts; then (is it so?, slug), the first counts
 
 
@@ -160,8 +162,7 @@ def _judge_ranks(
         facts, possible = faults(run, *args)
         for is_so, slug in possible:
             if is_so:
-                title = "gives the right numbers, but not in the way that the task asks for."
-                raise _fault(reference, slug, facts, f"{reference.__name__} {title}")
+                raise _fault(reference, slug, facts, f"{reference.__name__} {BUT_NOT_SO}")
     if stopped:
         raise stopped
     return passed
@@ -344,9 +345,8 @@ def check_shard_indices(candidate: Callable) -> Passed:
             },
         )
         if not torch.equal(before, torch.get_rng_state()):
-            title = "gives the right numbers, but not in the way that the task asks for."
             facts = "  torch's global random generator is no longer where it was before the calls."
-            raise _fault(shard_indices, "global-seed", facts, f"shard_indices {title}")
+            raise _fault(shard_indices, "global-seed", facts, f"shard_indices {BUT_NOT_SO}")
     return passed
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shipyard.checks import Case, CheckFailed, changed, check, draws, refusal
+from shipyard.checks import Case, CheckFailed, changed, check, draws
+from shipyard.checks.telling import refusal
 
 STEPS = 12
 AFTER_EACH_STEP = [f"(params after step {t})" for t in range(1, STEPS + 1)]

@@ -36,10 +36,16 @@ from torch import Tensor
 from shipyard.checks import CheckFailed
 from shipyard.checks.differences import describe
 
-STOPS = (  # the diagnoses of a run that did not end
-    "deadlock", "ranks-disagree", "waits-for-a-finished-rank", "time-out", "not-a-tensor",
-    "no-such-rank",
-)  # fmt: skip
+STUCK = {
+    "deadlock": "All receive before anyone has sent: let each rank send first, then receive.",
+    "messages": "Each of them waits for a message that the other sends later, or never. Count the "
+    "calls in each phase: as many recv as send, and each send before its recv.",
+    "waits-for-a-finished-rank": "Count again: for each recv(src) on one rank there must be a send "
+    "to it on rank src. A rank that has finished sends no more.",
+    "ranks-disagree": "all_reduce ends when every rank has called it. All ranks must make the same "
+    "number of calls: no call inside an if that is true on some ranks only.",
+}
+STOPS = (*STUCK, "time-out", "not-a-tensor", "no-such-rank")  # diagnoses of a run without an end
 TIME_LIMIT = 3.0  # seconds; a run of a lab takes milliseconds
 _LIBRARIES = (str(Path(__file__).parent), str(Path(torch.__file__).parent), threading.__file__)
 
@@ -315,47 +321,24 @@ class _World:
 
     def stuck(self, unfinished: list[int]) -> CheckFailed:
         """Who waits for whom."""
-        rows, for_finished, in_reduce = [], False, False
-        for number in range(len(self.ranks)):
-            rank = self.ranks[number]
-            if rank.done:
-                rows.append(f"    rank {number} has finished")
-                continue
+        rows, slug = [], "deadlock"
+        calls = [len(rank.reductions) for rank in self.ranks]
+        for number, rank in enumerate(self.ranks):
             row = f"    rank {number} waits in {rank.reason}"
-            if rank.waits_for is None:
-                in_reduce = True
-                missing = [
-                    str(other)
-                    for other, theirs in enumerate(self.ranks)
-                    if len(theirs.reductions) < len(rank.reductions)
-                ]
+            if rank.done:
+                row = f"    rank {number} has finished"
+            elif rank.waits_for is None:
+                slug = "ranks-disagree"
+                missing = [str(n) for n, count in enumerate(calls) if count < calls[number]]
                 row += f" for rank {', '.join(missing)}"
             elif self.ranks[rank.waits_for].done:
-                for_finished = True
+                slug = slug if slug == "ranks-disagree" else "waits-for-a-finished-rank"
                 row += f", but rank {rank.waits_for} has finished"
             rows.append(row)
-        slug = "deadlock"
-        advice = "All receive before anyone has sent: let each rank send first, then receive."
-        if in_reduce:
-            slug = "ranks-disagree"
-            advice = (
-                "all_reduce ends when every rank has called it. All ranks must make the same "
-                "number of calls: no call inside an if that is true on some ranks only."
-            )
-        elif for_finished:
-            slug = "waits-for-a-finished-rank"
-            advice = (
-                "Count again: for each recv(src) on one rank there must be a send to it on rank "
-                "src. A rank that has finished sends no more."
-            )
-        elif self.messages:
-            advice = (
-                "Each of them waits for a message that the other sends later, or never. Count the "
-                "calls in each phase: as many recv as send, and each send before its recv."
-            )
         where = _current_line(self.ranks[unfinished[0]].thread)
         text = "\n".join(["Nobody can go on, so this would run for ever (a deadlock):", *rows])
         text += f"\n{where and f'Rank {unfinished[0]} is {where}'}".rstrip()
+        advice = STUCK["messages" if slug == "deadlock" and self.messages else slug]
         return CheckFailed(f"{textwrap.fill(advice, 92)}\n{text}", slug)
 
     def too_slow(self, limit: float) -> CheckFailed:

@@ -314,13 +314,14 @@ def _take_steps(
         for x, y in zip(images, labels, strict=True):
             network.calls.clear()
             loss = function(network, x, y, stepper)
-            step = {
-                "what it did": ", ".join(network.calls),
-                "loss": loss.detach() if isinstance(loss, Tensor) else loss,
-                "loss holds its graph": isinstance(loss, Tensor) and loss.requires_grad,
-                "network afterwards": _numbers(network),
-            }
-            found.append(step)
+            found.append(
+                {
+                    "what it did": ", ".join(network.calls),
+                    "loss": loss.detach() if isinstance(loss, Tensor) else loss,
+                    "loss holds its graph": isinstance(loss, Tensor) and loss.requires_grad,
+                    "network afterwards": _numbers(network),
+                }
+            )
         return found
 
 
@@ -418,12 +419,8 @@ def _train(training: tuple, start: int, stop: int = LAST_STEP) -> dict[str, Tens
 
 def _through_a_file(state: Any) -> Any:
     """What a file would give back of a state; refused is what is no dict of plain data."""
-    _refuse(
-        not isinstance(state, dict),
-        state,
-        "save_state",
-        "Return a dict with all that the next step depends on.",
-    )
+    if not isinstance(state, dict):
+        raise _returned(state, "save_state", "a dict with all that the next step depends on")
     file = io.BytesIO()
     try:
         torch.save(state, file)
@@ -441,11 +438,10 @@ def _through_a_file(state: Any) -> Any:
         ) from error
 
 
-def _refuse(wrong: bool, value: Any, name: str, advice: str) -> None:
-    if wrong:
-        kind = type(value).__name__.removesuffix("Type")
-        slug = "returned-none" if value is None else "wrong-return"
-        raise CheckFailed(f"{name} returned {kind}.\n{advice}", slug)
+def _returned(value: Any, name: str, wanted: str) -> CheckFailed:
+    kind = type(value).__name__.removesuffix("Type")
+    slug = "returned-none" if value is None else "wrong-return"
+    return CheckFailed(f"{name} returned {kind}. Return {wanted}.", slug)
 
 
 def _stop_and_go_on(functions: Callable, training: _Made, stop_after: int, mode: str) -> list:
@@ -467,8 +463,8 @@ def _stop_and_go_on(functions: Callable, training: _Made, stop_after: int, mode:
         def loaded(state, training):
             training[0].train(mode == "train")
             step = load(state, *training)
-            advice = "The loop must know where to go on: return the step that was saved, a whole "
-            _refuse(not hasattr(step, "__index__"), step, "load_state", f"{advice}number.")
+            if not hasattr(step, "__index__"):
+                raise _returned(step, "load_state", "the step that was saved: there it goes on")
             modes["after load_state"] = _mode(training[0])
             return _train(training, step)
 
@@ -501,9 +497,8 @@ def check_resume(save_state: Callable, load_state: Callable | None = None) -> Pa
             "not-a-function",
         )
     for function, right in zip((save_state, load_state), resume(), strict=True):
-        arguments = inspect.signature(right)
-        signature, subject = f"{right.__name__}{arguments}", f"resume: {right.__name__}"
-        require_signature(function, signature, [*arguments.parameters], subject=subject)
+        signature = f"{right.__name__}{inspect.signature(right)}"
+        require_signature(function, signature, subject=f"resume: {right.__name__}")
 
     return compare(
         lambda: (save_state, load_state),
