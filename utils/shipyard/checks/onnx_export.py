@@ -27,9 +27,9 @@ from shipyard.checks import (
     Passed,
     compare,
     draws,
-    refusal,
     require_signature,
 )
+from shipyard.checks.telling import refusal
 
 # --- the references -----------------------------------------------------------------------------
 

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shipyard.checks import Case, Passed, compare, draws, refusal, require_signature
+from shipyard.checks import Case, Passed, compare, draws, require_signature
 from shipyard.checks.differences import describe
+from shipyard.checks.telling import refusal
 
 PRUNES = dict.fromkeys(
     ("L1Unstructured.__init__", "global_unstructured", "l1_unstructured"),

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from shipyard.checks import Case, Passed, compare, refusal, require_signature
+from shipyard.checks import Case, Passed, compare, require_signature
 from shipyard.checks.differences import describe
+from shipyard.checks.telling import refusal
 
 LENGTH = "Inference-Header-Content-Length"
 # What the Open Inference Protocol calls NumPy's types.
