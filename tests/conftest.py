@@ -76,7 +76,9 @@ def find_chromium() -> str | None:
 
 @pytest.hookimpl(trylast=True)  # after -m has left out what this run does not want
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine cannot run, and say why."""
+    """Skip what this machine cannot run, and say why. The longest come first, so that no worker is
+    left alone with one of them at the end."""
+    items.sort(key=_minutes, reverse=True)
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 
@@ -88,6 +90,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if os.environ.get("CI") == "true" and any(i.get_closest_marker("browser") for i in items):
             raise pytest.UsageError(f"CI=true, so the browser tests may not be skipped: {reason}")
         _skip(items, "browser", reason)
+
+
+def _minutes(item: pytest.Item) -> float:
+    """Of ``@pytest.mark.slow(minutes=…)``; 0 where nothing is said."""
+    marker = item.get_closest_marker("slow")
+    return marker.kwargs.get("minutes", 0) if marker else 0
 
 
 def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:

@@ -60,6 +60,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "text": ({"runtime"}, {"torch", "filelock", "httpx", "tqdm"}),
     "models": ({MATHEMATICS}, {"torch"}),
+    "generation": ({"models", MATHEMATICS}, {"torch"}),
     "training": ({"runtime", "training"}, {"torch", "filelock", "tqdm"}),
     "metrics": ({"runtime"}, {"torch", "tqdm"}),
     "recipes": (
@@ -70,19 +71,30 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"runtime", "number_formats", "data", "text", "models", "training", "metrics"},
         {"torch"},
     ),
+    "compression": (
+        {"runtime", "processor", "metrics", "compression"},
+        {"torch", "torch_pruning", "onnx", "onnxruntime"},
+    ),
     "distributed": ({"runtime", "number_formats", "training", "distributed"}, {"torch"}),
     "onnx_export": ({"runtime"}, {"torch", "numpy", "onnx", "onnxscript", "onnxruntime"}),
-    "serving": ({"serving"}, {"onnxruntime", "numpy", "PIL", "fastapi", "starlette", "uvicorn"}),
+    "serving": (
+        {"serving"},
+        {"onnxruntime", "numpy", "PIL", "fastapi", "starlette", "uvicorn", "pydantic_core"},
+    ),
+    "monitoring": (
+        {"monitoring", "serving"},
+        {"numpy", "PIL", "onnxruntime", "prometheus_client", "mlflow", "river"},
+    ),
     "plots": (
         {MATHEMATICS},
         {"matplotlib", "cycler", "IPython", "ipywidgets", "numpy", "PIL", "torch"},
     ),
     "drawings": ({"plots", "drawings"}, {"matplotlib", "numpy"}),
     "explorers": (
-        {MATHEMATICS, "plots", "explorers"},
+        {MATHEMATICS, "compression", "plots", "explorers"},
         {"matplotlib", "IPython", "ipywidgets", "numpy", "PIL", "torch"},
     ),
-    "checks": ({"checks"}, {"torch", "numpy", "IPython"}),
+    "checks": ({"checks"}, {"torch", "numpy", "IPython", "onnx", "onnxruntime"}),
     "remote": ({"checks"}, {"torch", "numpy"}),  # learners' functions in another process
     "authoring": (
         {"authoring", "checks", "remote"},
@@ -159,6 +171,7 @@ def test_a_module_imports_only_what_its_row_of_the_table_allows(module):
         ("serving", "from shipyard import runtime"),
         ("serving", "from shipyard.onnx_export import export"),
         ("serving", "import importlib\nimportlib.import_module('torch')"),
+        ("monitoring", "import torch"),
         ("convolution", "from torchvision import models"),
         ("training", "from shipyard import data"),
         ("training", "from shipyard.models import LeNet"),
@@ -202,8 +215,9 @@ print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
     assert set(modules.split()) - set(sys.stdlib_module_names) == {"shipyard"}
 
 
-def test_serving_never_imports_torch_not_even_indirectly():
-    code = "import sys; from shipyard import serving; print('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["serving", "monitoring"])
+def test_what_runs_beside_the_server_never_imports_torch_not_even_indirectly(module):
+    code = f"import sys; from shipyard import {module}; print('torch' in sys.modules)"
     assert run_python(code).stdout.split()[-1] == "False"
 
 

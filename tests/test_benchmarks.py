@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from served_models import write_model
 from shipyard import processor
 
+SERVING = Path(__file__).resolve().parents[1] / "benchmarks" / "serving.py"
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "time_to_accuracy.py"
 
 SMALL = (
@@ -57,3 +59,23 @@ def test_a_newcomer_measures_his_own_machine_once_and_sees_the_others_beside_it(
     other = measure(tmp_path, "--max-steps", "30", "--output", str(file))
     assert other.returncode != 0
     assert "another setting" in other.stderr
+
+
+@pytest.mark.slow
+def test_the_server_is_measured_in_both_wire_formats(tmp_path):
+    options = ["--seconds", "0.5", "--rounds", "1", "--halvings", "0", "--start", "10"]
+    model = write_model(tmp_path / "model.onnx")
+    written = tmp_path / "measured.json"
+    done = subprocess.run(
+        [sys.executable, str(SERVING), *options, "--model", str(model), "--output", str(written)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads(written.read_text())
+    assert record["setting"]["processor"] == processor.describe()
+    assert record["setting"]["versions"]["onnxruntime"] in done.stdout
+    for name in ("ours, JSON", "ours, binary"):
+        (measured,) = record["servers"][name]["rounds"]
+        assert measured["alone_ms"] > measured["bare_ms"] > 0
+        assert measured["rate"] >= 0
+        assert f"\n{name} " in done.stdout

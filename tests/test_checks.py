@@ -202,11 +202,12 @@ def has_meaning(cheat, form, settings):
         ours, theirs = (inspect.signature(f).parameters for f in (form, settings["reference"]))
         return len(ours) == len(theirs)
     if cheat is changes_its_input:
-        return any(held)
+        lists = [v for c in settings.get("cases", ()) for v in c.args if isinstance(v, list)]
+        return any(held) or any(value != value[::-1] for value in lists)
     if cheat is rounds_to_float32:
-        wide = any(t.dtype == torch.float64 for tensors in held for t in tensors)
+        wide = any("float64" in str(t.dtype) for tensors in held for t in tensors)
         return wide and settings.get("tolerance", 1e-7) < 1e-8
-    return cheat is not looks_at_sizes_alone or any(t.is_floating_point() for t in held[0])
+    return cheat is not looks_at_sizes_alone or any(held[:1])
 
 
 @pytest.mark.slow

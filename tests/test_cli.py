@@ -176,10 +176,13 @@ def test_data_says_where_it_is_and_fails_when_it_is_only_the_stand_in(shipyard, 
 def test_serve_hands_its_arguments_on(shipyard, monkeypatch):
     calls = []
     monkeypatch.setattr("shipyard.serving.serve", lambda *a, **k: calls.append((a, k)))
-    assert shipyard("serve", "net.onnx", "--host", "::1", "--port", "8123")[0] == 0
+    given = ("--host", "::1", "--port", "8123", "--longest-wait", "2", "--largest-batch", "8")
+    assert shipyard("serve", "net.onnx", *given)[0] == 0
     ((model,), options) = calls[0]
     assert str(model) == "net.onnx"
+    limits = options.pop("limits")
     assert options == {"host": "::1", "port": 8123}
+    assert (limits.largest_batch, limits.longest_wait, limits.longest_queue) == (8, 0.002, 64)
 
 
 def test_labs_writes_checks_and_keeps_a_learners_work(shipyard, course):

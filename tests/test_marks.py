@@ -217,7 +217,7 @@ def points_by_file(path):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=5)
 @pytest.mark.skipif(not sandbox.is_available(), reason="needs bubblewrap: some would do harm")
 def test_in_a_class_nobody_earns_what_is_not_theirs_and_nobody_loses_what_is(tmp_path):
     folder, output = tmp_path / "class", tmp_path / "marks"

@@ -74,7 +74,7 @@ def test_committed_outputs_come_from_the_real_images(path):
     assert "(stand-in data)" not in text
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=1)
 @each_lesson
 def test_a_lesson_runs_on_another_device_and_calls_stand_in_data_by_its_name(
     path, tmp_path, other_device

@@ -220,3 +220,75 @@ def test_torch_writes_onnx_files_but_has_no_function_to_read_them(name):
     """A source article calls ``torch.onnx.load`` and ``torch.onnx.load_model``; neither exists."""
     assert not hasattr(torch.onnx, name)
     assert hasattr(onnx, name)
+
+
+class Branches(nn.Module):
+    """An If with a weight in one of its branches."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda x: self.linear(x).relu(), lambda x: -x, (x,))
+
+
+@pytest.fixture(scope="module")
+def branches():
+    shapes = ({0: torch.export.Dim("batch")},)
+    with onnx_export.quiet_exporter():
+        program = torch.onnx.export(
+            Branches().eval(), (torch.ones(2, 4),), dynamic_shapes=shapes, verbose=False
+        )
+    return program.model_proto
+
+
+def test_counts_go_into_branches_and_count_weights_alone(branches, path):
+    found = onnx_export.count_operators(branches)
+    assert (found["If"], found["Relu"], found["Neg"]) == (1, 1, 1)
+    assert onnx_export.count_parameters(branches) >= 4 * 4 + 4  # and the numbers of the condition
+    network = onnx.load(path)
+    # the convolution has got the batch normalisation: its 8 · 3 · 3 · 3 weights and a bias
+    assert onnx_export.count_parameters(network) == 8 * 27 + 8 + 128 * 4 + 4
+    assert onnx_export.count_operators(network)["Conv"] == 1
+
+
+def test_write_drops_notes_in_branches_too_and_leaves_the_model_alone(branches, tmp_path):
+    before = branches.SerializeToString()
+    assert b".py" in before
+    path = onnx_export.write(branches, tmp_path / "new" / "m.onnx", {"made": "by a test"})
+    assert b".py" not in path.read_bytes()
+    assert branches.SerializeToString() == before
+    assert metadata(path)["made"] == "by a test"
+    assert metadata(path)["shipyard_version"]
+    x = -np.ones((3, 4), np.float32)
+    np.testing.assert_array_equal(onnxruntime.InferenceSession(path).run(None, {"x": x})[0], -x)
+
+
+def test_write_refuses_a_graph_that_is_not_valid_and_keeps_the_old_file(branches, tmp_path):
+    broken, old = onnx.ModelProto(), tmp_path / "m.onnx"
+    broken.CopyFrom(branches)
+    broken.graph.node[0].op_type = "NoSuchOperator"
+    old.write_bytes(b"the old model")
+    with pytest.raises(onnx_export.ExportError, match="not valid ONNX"):
+        onnx_export.write(broken, old)
+    assert old.read_bytes() == b"the old model"
+
+
+def test_the_preprocessing_in_the_graph_is_that_of_the_server(model, path, tmp_path):
+    """Bytes in a file with preprocessing inside, and the same bytes through `serving`."""
+    wrapped = onnx_export.FromPixels(model, torch.tensor(MEAN), torch.tensor(STD)).eval()
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    shapes = ({0: torch.export.Dim("batch")},)
+    with onnx_export.quiet_exporter():
+        program = torch.onnx.export(
+            wrapped, (torch.from_numpy(pixels[:2]),), input_names=["pixels"],
+            dynamic_shapes=shapes, verbose=False,
+        )  # fmt: skip
+    file = onnx_export.write(program.model_proto, tmp_path / "m.onnx")
+    (got,) = onnxruntime.InferenceSession(file).run(None, {"pixels": pixels})
+    classifier = serving.load_model(path)
+    images = np.stack([classifier.input.normalise(picture) for picture in pixels])
+    np.testing.assert_allclose(got, classifier.predict(images), atol=1e-5)
+    assert sum(1 for _ in wrapped.parameters()) == sum(1 for _ in model.parameters())
+    model.train()

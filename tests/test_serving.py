@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import hashlib
 import http.client
-import io
 import json
 import os
 import signal
@@ -22,57 +21,12 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
 from PIL import Image, ImageFilter
 
+from served_models import CLASSES, MEAN, STD, colour, encode, write_model
 from shipyard import serving
 from shipyard.serving import process
 from shipyard.serving.connections import Connection
-
-CLASSES = ["red", "green", "blue"]
-MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.2, 0.1]
-
-
-def write_model(path, *, outputs=3, size=(8, 8), weight=1.0, drop=(), **changes):
-    """A real ONNX model without torch: its logits are the mean of each normalised channel."""
-    weights = np.where(np.eye(3, outputs) > 0, np.float32(weight), 0).ravel()
-    weight = helper.make_tensor("w", TensorProto.FLOAT, [3, outputs], weights)
-    graph = helper.make_graph(
-        [
-            helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
-            helper.make_node("Flatten", ["pooled"], ["flat"]),
-            helper.make_node("MatMul", ["flat", "w"], ["logits"]),
-        ],
-        "colours",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, *size])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", outputs])],
-        [weight],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    how = {"size": [8, 8], "layout": "NCHW", "color": "RGB", "scale": 1 / 255}
-    entries = {
-        "name": "colours",
-        "version": "7",
-        "shipyard_version": "0.1.0",
-        "classes": json.dumps(CLASSES),
-        "preprocessing": json.dumps({**how, "mean": MEAN, "std": STD}),
-        **changes,
-    }
-    helper.set_model_props(model, {k: v for k, v in entries.items() if k not in drop})
-    onnx.save(model, path)
-    return path
-
-
-def encode(image, format="PNG", **options):
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(image)
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def colour(rgb, size=(8, 8)):
-    return encode(Image.new("RGB", size, rgb))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -463,7 +417,10 @@ def test_fifty_requests_at_once_get_the_same_answers_as_one_by_one(server):
         one_by_one = [predict(data) for data in pictures]
         with ThreadPoolExecutor(50) as threads:
             at_once = list(threads.map(predict, pictures))
-    assert at_once == one_by_one
+    for together, alone in zip(at_once, one_by_one, strict=True):
+        assert [entry["label"] for entry in together] == [entry["label"] for entry in alone]
+        probabilities = [entry["probability"] for entry in alone]
+        assert [entry["probability"] for entry in together] == pytest.approx(probabilities, 1e-4)
     assert len({json.dumps(answer) for answer in at_once}) > 25, "the pictures are all alike"
 
 
@@ -477,52 +434,8 @@ def test_a_client_that_goes_away_takes_no_place_with_it(server):
     assert reply.status_code == 200
 
 
-def blocking(app):
-    """Make the app's predictions wait for the event that is returned."""
-    release, real = threading.Event(), app.state.classifier
-
-    class Slow:
-        classes = real.classes
-
-        def preprocess(self, data, max_pixels):
-            assert release.wait(20)
-            return real.preprocess(data, max_pixels)
-
-        def predict(self, images):
-            return real.predict(images)
-
-    app.state.classifier = Slow()
-    return release
-
-
-def test_beyond_its_limit_the_server_refuses_at_once_and_still_lives(path):
-    app = serving.create_app(path, workers=1, max_waiting=2)
-    release = blocking(app)
-    statuses = []
-
-    async def scenario():
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            post = {"content": colour("red"), "headers": PNG}
-            accepted = [asyncio.create_task(client.post("/predict", **post)) for _ in range(3)]
-            while app.state.busy < 3:
-                await asyncio.sleep(0.001)
-            refused = await client.post("/predict", **post)
-            alive = await client.get("/healthz")
-            release.set()
-            done = await asyncio.gather(*accepted)
-            again = await client.post("/predict", **post)
-            statuses.extend(reply.status_code for reply in (refused, alive, *done, again))
-            return refused
-
-    refused = asyncio.run(scenario())
-    assert statuses == [503, 200, 200, 200, 200, 200]
-    assert refused.headers["retry-after"] == "1"
-    assert "Overloaded" in refused.json()["error"]
-
-
 def test_a_refused_request_gives_its_place_back(path):
-    app = serving.create_app(path, workers=1, max_waiting=0)
+    app = serving.create_app(path, serving.Limits(requests=1))
     bad, good = (
         {"content": b"no picture", "headers": PNG},
         {"content": colour("red"), "headers": PNG},
@@ -532,10 +445,43 @@ def test_a_refused_request_gives_its_place_back(path):
         assert reply.status_code == 400
     (reply,) = ask(app, ("POST", "/predict", good))
     assert reply.status_code == 200
+    assert (app.state.house.requests, app.state.house.held_bytes) == (0, 0)
+
+
+def blocking(app):
+    """Make the app's decoders wait for the event that is returned."""
+    release, real = threading.Event(), app.state.classifier
+
+    class Slow(type(real)):
+        def preprocess(self, *arguments):
+            assert release.wait(20)
+            return super().preprocess(*arguments)
+
+    app.state.classifier = Slow(**vars(real))
+    return release
+
+
+@pytest.mark.parametrize(("requests", "said"), [(9, "being decoded or wait"), (2, "2 requests")])
+def test_pictures_that_wait_to_be_decoded_are_limited_and_given_up_too(path, requests, said):
+    limits = serving.Limits(
+        largest_batch=1, longest_queue=1, decoders=1, requests=requests, answer_seconds=0.5
+    )
+    app = serving.create_app(path, limits)
+    release = blocking(app)
+    post = {"content": colour("red"), "headers": PNG}
+    try:
+        replies = ask(app, *[("POST", "/predict", post)] * 4)
+    finally:
+        release.set()
+    assert sorted(reply.status_code for reply in replies) == [503, 503, 504, 504]
+    assert all(said in r.json()["error"] for r in replies if r.status_code == 503)
+    (reply,) = ask(app, ("POST", "/predict", post))
+    assert reply.status_code == 200
+    assert app.state.house.in_decoding == app.state.house.requests == 0
 
 
 def test_a_body_that_does_not_arrive_is_given_up(path):
-    app = serving.create_app(path, body_seconds=0.05)
+    app = serving.create_app(path, serving.Limits(body_seconds=0.05))
 
     async def slow():
         yield b"\x89PNG"
@@ -593,7 +539,7 @@ def test_the_description_tells_of_the_body_and_of_every_refusal(path):
 @contextlib.contextmanager
 def listening(path):
     """The server in a thread of this process, as `serving.serve` sets it up: its address."""
-    server = process._server(serving.create_app(path), "warning")
+    server = process.Server(serving.create_app(path), "warning")
     with process._listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

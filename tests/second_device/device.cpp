@@ -121,7 +121,8 @@ bool may_be_on_cpu(
   }
   static const std::vector<std::string> takes_numbers = {
       "aten::fill_", "aten::masked_fill", "aten::masked_fill_", "aten::index_fill",
-      "aten::index_fill_", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"};
+      "aten::index_fill_", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_",
+      "aten::floor_divide"};
   const bool elementwise =
       op.hasTag(at::Tag::pointwise) || name.find("_foreach_") != std::string::npos;
   const bool number = elementwise ||

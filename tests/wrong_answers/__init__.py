@@ -38,6 +38,10 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from shipyard.checks import tensors
 
@@ -89,6 +93,13 @@ def but(form: Callable, old: str, new: str) -> Callable:
 # --- cheats: each makes a wrong answer of a correct form ------------------------------------------
 
 
+def copied(value: Any, with_graph: bool = False) -> Any:
+    """A deep copy, which torch refuses to make of a tensor that has a graph."""
+    computed = [t for t in tensors(value) if isinstance(t, Tensor) and t.grad_fn is not None]
+    copies = {id(t): t.clone() if with_graph else t.detach().clone() for t in computed}
+    return copy.deepcopy(value, copies)
+
+
 def returns_nothing(form: Callable) -> Callable:
     return lambda *args, **options: [form(*args, **options), None][1]
 
@@ -102,9 +113,14 @@ def takes_one_argument_less(form: Callable) -> Callable:
 
 def changes_its_input(form: Callable) -> Callable:
     def cheat(*args, **options):
-        answer = copy.deepcopy(form(*args, **options))
-        for tensor in tensors(args):
-            tensor += 1
+        answer = copied(form(*args, **options), with_graph=True)
+        for tensor in tensors([args, options]):
+            # .data: autograd must not notice either
+            values = tensor.data if isinstance(tensor, Tensor) else tensor
+            if "bool" in str(values.dtype):
+                values ^= True
+            else:
+                values += 1
         for value in args:
             if isinstance(value, list):
                 value.reverse()
@@ -115,9 +131,12 @@ def changes_its_input(form: Callable) -> Callable:
 
 def rounds_to_float32(form: Callable) -> Callable:
     def cheat(*args, **options):
-        args = copy.deepcopy(args)
-        for tensor in tensors(args):
-            tensor.copy_(tensor.float())
+        args, options = copied([list(args), options])
+        for value in tensors([args, options]):
+            if isinstance(value, np.ndarray) and value.dtype == np.float64:
+                value[...] = value.astype(np.float32)
+            elif isinstance(value, Tensor):
+                value.data.copy_(value.data.float())
         return form(*args, **options)
 
     return cheat
@@ -132,8 +151,8 @@ def looks_at_sizes_alone(form: Callable) -> Callable:
         plain = [value for value in given if not callable(value) and not tensors(value)]
         key = repr([plain, [tuple(tensor.shape) for tensor in tensors(given)]])
         if key not in memory:
-            memory[key] = copy.deepcopy(form(*args, **options))
-        return copy.deepcopy(memory[key])
+            memory[key] = copied(form(*args, **options))
+        return copied(memory[key])
 
     return cheat
 
@@ -142,8 +161,8 @@ def always_gives_its_first_answer(form: Callable) -> Callable:
     answers = []
 
     def cheat(*args, **options):
-        answers.append(form(*args, **options))
-        return copy.deepcopy(answers[0])
+        answers.append(copied(form(*args, **options)))
+        return copied(answers[0])
 
     return cheat
 

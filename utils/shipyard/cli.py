@@ -325,11 +325,28 @@ def serve(
     model: Annotated[Path, typer.Argument(help="An ONNX file that a lesson exported.")],
     host: Annotated[str, typer.Option(help="0.0.0.0 opens it to the network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    largest_batch: Annotated[
+        int, typer.Option(min=1, help="Pictures that go through the model together.")
+    ] = 32,
+    longest_wait: Annotated[
+        float, typer.Option(min=0, help="Milliseconds to wait for a batch to fill.")
+    ] = 0,
+    longest_queue: Annotated[
+        int, typer.Option(min=1, help="Pictures that may wait; the rest gets 503.")
+    ] = 64,
 ) -> None:
-    """Serve a model over HTTP until Ctrl-C. Needs no PyTorch."""
+    """Serve a model over HTTP until Ctrl-C or SIGTERM. Needs no PyTorch.
+
+    Where the variable SHIPYARD_API_KEY is set, clients must send that key.
+    """
     from shipyard import serving
 
-    serving.serve(model, host=host, port=port)
+    limits = serving.Limits(
+        largest_batch=largest_batch,
+        longest_wait=longest_wait / 1e3,
+        longest_queue=longest_queue,
+    )
+    serving.serve(model, host=host, port=port, limits=limits)
 
 
 @app.command()

@@ -29,6 +29,10 @@ class RecipeError(ShipyardError):
     """A setting of a recipe does not fit; the message says which and what to do."""
 
 
+class CompressionError(ShipyardError):
+    """A network cannot be made smaller as asked; the message names the layer and what to do."""
+
+
 class ExportError(ShipyardError):
     """The model could not be exported or compared; the message says why and what to do."""
 
@@ -55,3 +59,19 @@ class ModelError(ServingError):
 
 class ImageError(ServingError):
     """The bytes are not a picture that can be used."""
+
+
+class RequestError(ServingError):
+    """A request that breaks the inference protocol, or does not fit the model."""
+
+
+class MonitoringError(ShipyardError):
+    """A sample, a log or a registry cannot be used as asked; the message says what to do."""
+
+
+class RefusedModelError(MonitoringError):
+    """A new model that must not go live; ``reason`` is a short slug, the message says why."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason

@@ -1,25 +1,32 @@
-"""A torch image classifier as one ONNX file, and the proof that both give the same answer.
+"""A torch network as one ONNX file, and the proof that both give the same answer.
 
-The file carries all that a server needs to use it: the weights, the class names and the
-preprocessing. `shipyard.serving` reads it without torch.
+`export` writes an image classifier with all that a server needs to use it: the weights, the class
+names and the preprocessing. `shipyard.serving` reads it without torch. `write` does the same for
+any exported program, and `count_operators` and `count_parameters` say what is in a file.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from shipyard import __version__
 from shipyard.errors import ExportError
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
 
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
 
@@ -37,20 +44,24 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Leave out what the exporter says of itself: notes about torchvision and its own internals.
 
     Errors still come through. Outside the block every logger and filter is as it was.
     """
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    names = ("torch.onnx._internal.exporter._registration", "torch.fx.experimental.symbolic_shapes")
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*_check_is_size", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*_flat_weights", category=UserWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -110,15 +121,13 @@ def export(
         ExportError: the arguments do not fit together, torch cannot export the model, or the
             result is not a valid ONNX graph. An older file at ``path`` is then left untouched.
     """
-    import onnx
-
     path = Path(path)
     mean, std = _numbers(mean), _numbers(std)
     _check(example, classes, mean, std)
     example = example.to(_device_of(model))
     batch = {0: torch.export.Dim("batch")} if dynamic_batch else {}
 
-    with _evaluating(model), _quiet_exporter(), torch.no_grad():
+    with _evaluating(model), quiet_exporter(), torch.no_grad():
         logits = model(example)  # (batch, classes)
         if logits.shape != (len(example), len(classes)):
             raise ExportError(
@@ -143,10 +152,8 @@ def export(
                 "onnxscript is missing (pip install onnxscript)."
             ) from error
 
-    graph = program.model_proto
-    axes = [
-        value.type.tensor_type.shape.dim[0] for value in (*graph.graph.input, *graph.graph.output)
-    ]
+    graph = program.model_proto.graph
+    axes = [value.type.tensor_type.shape.dim[0] for value in (*graph.input, *graph.output)]
     if dynamic_batch and not all(axis.dim_param for axis in axes):
         # The exporter does not fail here: it quietly writes the example's batch size.
         raise ExportError(
@@ -154,8 +161,6 @@ def export(
             f"the batch size, as in x.view({len(example)}, -1). Write x.flatten(1) or "
             "x.view(x.shape[0], -1), or export with dynamic_batch=False."
         )
-    for node in graph.graph.node:  # stack traces with the paths of this machine
-        node.ClearField("metadata_props")
     preprocessing = {
         "size": list(example.shape[2:]),
         "layout": "NCHW",
@@ -164,29 +169,95 @@ def export(
         "mean": mean,
         "std": std,
     }
-    onnx.helper.set_model_props(
-        graph,
-        {
-            "name": name or path.stem,
-            "version": version,
-            "shipyard_version": __version__,
-            "classes": json.dumps(list(classes)),
-            "preprocessing": json.dumps(preprocessing),
-        },
-    )
+    metadata = {
+        "name": name or path.stem,
+        "version": version,
+        "classes": json.dumps(list(classes)),
+        "preprocessing": json.dumps(preprocessing),
+    }
+    return write(program.model_proto, path, metadata)
+
+
+def write(
+    model: ModelProto, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write an ONNX model, such as ``torch.onnx.export(…).model_proto``, and return its path.
+
+    It goes to one file, with the weights inside, without the exporter's notes on each node, which
+    hold paths of this machine, and with ``metadata`` beside ``shipyard_version``. It is checked by
+    ``onnx.checker`` before it replaces an older file in a single step. ``model`` is not changed.
+
+    Raises:
+        ExportError: the model is not valid ONNX. An older file at ``path`` is left untouched.
+    """
+    import onnx
+
+    path = Path(path)
+    written = type(model)()
+    written.CopyFrom(model)
+    for graph in _graphs(written.graph):
+        for node in graph.node:
+            node.ClearField("metadata_props")
+    onnx.helper.set_model_props(written, {"shipyard_version": __version__, **(metadata or {})})
     try:
-        onnx.checker.check_model(graph, full_check=True)
+        onnx.checker.check_model(written, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"The exported graph is not valid ONNX: {error}") from error
 
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        unfinished.write_bytes(graph.SerializeToString(deterministic=True))
+        unfinished.write_bytes(written.SerializeToString(deterministic=True))
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+class FromPixels(nn.Module):
+    """A classifier that takes bytes: its preprocessing and its softmax are part of the graph.
+
+    p = softmax(model((pixels / 255 − mean) / std)), with the axes of ``pixels`` brought from
+    (batch, height, width, 3), as a picture lies in memory, to (batch, 3, height, width).
+
+    Args:
+        model: maps normalised images (batch, 3, height, width) to logits (batch, classes).
+        mean, std: statistics of the three colour channels, of pixels in [0, 1].
+    """
+
+    def __init__(self, model: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", mean.detach().reshape(3, 1, 1).clone())
+        self.register_buffer("std", std.detach().reshape(3, 1, 1).clone())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map pixels (batch, height, width, 3), uint8, to probabilities (batch, classes)."""
+        x = pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255  # (batch, 3, height, width)
+        return self.model((x - self.mean) / self.std).softmax(1)
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """``graph``, and the graphs in the attributes of its nodes: the branches of an If."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(inner)
+
+
+def count_operators(model: ModelProto) -> Counter[str]:
+    """How often each operator stands in ``model``, those in the branches of an If included."""
+    return Counter(node.op_type for graph in _graphs(model.graph) for node in graph.node)
+
+
+def count_parameters(model: ModelProto) -> int:
+    """The number of values in the weights of ``model``: initializers of a floating-point type."""
+    from onnx import TensorProto
+
+    floats = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    tensors = (tensor for graph in _graphs(model.graph) for tensor in graph.initializer)
+    return sum(math.prod(t.dims) for t in tensors if t.data_type in floats)
 
 
 @dataclass(frozen=True)

@@ -198,5 +198,6 @@ def start(lesson: str, profile: str = "fast", device: str = "auto", seed: int = 
     run = Run(lesson, resolve_profile(profile), chosen, seed, seed_everything(seed))
     because = "chosen by auto" if device == "auto" else "as asked"
     print(f"Lesson {lesson} · profile {profile} · device {chosen} ({because}) · seed {seed}")
-    print(f"Processor: {processor.describe()}, {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    print(f"Processor: {processor.describe()}, {threads} thread{'s' * (threads > 1)}")
     return run

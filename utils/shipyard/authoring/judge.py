@@ -8,7 +8,7 @@ The learner's code runs in another process (`shipyard.authoring.learner`). Each 
   can take points away: it sees what cannot be seen through a pipe, such as a changed input.
 
 A cell or a check that runs too long, or ends its process, fails alone: a new process goes on
-without it.
+without it. Where cells have raised before, it goes on without these first, and tries again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ class Judge:
     def __init__(self, cells: tuple[handin.Cell, ...], sandboxed: bool, timeout: float):
         self.cells, self.sandboxed, self.timeout = cells, sandboxed, timeout
         self.shell = make_shell()
-        self.skipped: dict[int, str] = {}  # cells that stopped the learner's process
+        self.skipped: dict[int, str] = {}  # cells that the next process goes on without
         self.faults: dict[int, str] = {}  # answer cells that raised
         self.verdicts: dict[int, dict] = {}
         self.ran: set[int] = set()  # locked cells, which run once out here
@@ -170,15 +171,17 @@ class Judge:
                     self.give_up(learner.stopped)
                     return True
                 learner.give()
-                try:
+                with suppress(Stopped):
                     self.take(index, cell, learner)
-                except Stopped as stopped:
-                    self.skipped[index] = str(stopped)
                 if not learner.stopped:
                     continue
-                self.skipped[index] = learner.stopped
-                if cell.kind == "check":
-                    self.verdicts[index] = _lost(f"The code {learner.stopped}.")
+                suspects = self.faults.keys() - self.skipped.keys() - {index}
+                if suspects:  # what a cell left behind as it raised may end the process later
+                    self.skipped |= {i: self.faults[i] for i in suspects}
+                else:
+                    self.skipped[index] = learner.stopped
+                    if cell.kind == "check":
+                        self.verdicts[index] = _lost(f"The code {learner.stopped}.")
                 return False
         return True
 

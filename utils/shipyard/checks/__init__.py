@@ -196,10 +196,12 @@ def compare(
         )
     cases, attempts = list(cases), []
     if use:  # calls by name what a case names, if it has a default, and by place all else
-        parameters = inspect.signature(reference).parameters.items()
-        options = {name: None for case in cases for name in case.options}
-        by_place = [name for name, p in parameters if p.default is p.empty or name not in options]
-        by_name = {name: None for name in options if name not in by_place}
+        parameters = inspect.signature(reference).parameters
+        named = {name for case in cases for name in case.options}
+        by_name = {
+            n: None for n, p in parameters.items() if p.default is not p.empty and n in named
+        }
+        by_place = [name for name in parameters if name not in by_name]
         require_signature(candidate, signature, by_place, by_name)
     for case in cases:
         attempts.append(task.attempt(candidate, case))
@@ -307,8 +309,13 @@ class _Task:
     ) -> tuple[str, list[str]]:
         """(slug, paragraphs): which mistake it is; ("", []) where nothing is known of it."""
         failing = [attempt for attempt in attempts if attempt.slug]
-        found = [(m, self.explained(answer, attempts)) for m in mistakes for answer in m.answers]
-        mistake, explained = max(found, key=lambda pair: pair[1], default=(None, 0))
+        mistake, explained = None, 0
+        for known, answer in ((m, answer) for m in mistakes for answer in m.answers):
+            count = self.explained(answer, attempts)
+            if count > explained:
+                mistake, explained = known, count
+            if explained == len(failing):
+                break  # no later one can explain more, and to try it may take long
         share = f"{explained} of the {len(failing)} cases that fail"
         if explained and 2 * explained >= len(failing):
             parts = [f"What went wrong ({mistake.slug}):\n{telling.paragraph(mistake.advice)}"]

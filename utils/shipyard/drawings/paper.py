@@ -32,6 +32,7 @@ FILLS = {  # colour of a role: (fill, edge)
     "focus": ("#F6E4EF", "#A8447F"),
     "plain": ("#F1F1F1", EDGE),
 }
+GRADIENT = {"colour": "#B84E00", "dashed": True}  # how a wire that carries one looks
 Point = tuple[float, float]
 
 
@@ -72,7 +73,8 @@ class Drawing:
         if not alt.strip():
             raise ValueError("alt is empty; write one sentence that says what the drawing shows.")
         self.width, self.height, self.alt = width, height, alt
-        self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+        size = width / DPI, height / DPI
+        self.figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="none")
         FigureCanvasAgg(self.figure)
         self.axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set(xlim=(0, width), ylim=(height, 0))
@@ -118,13 +120,19 @@ class Drawing:
         return self.box(x, y, text, "function", width, 28, 13.9)
 
     def op(self, x: float, y: float, sign: str, radius: float = 13) -> Shape:
-        """A circle that works element by element; ``sign`` is "×" or "+"."""
+        """A circle that works element by element; ``sign`` is "×", "+", "−" or a few letters."""
         arm = 0.43 * radius
         self.axes.add_patch(Circle((x, y), radius, lw=2 * PX, fc="white", ec=INK, zorder=3))
         turn = arm / 2**0.5
-        strokes = [((-turn, -turn), (turn, turn)), ((-turn, turn), (turn, -turn))]
-        if sign == "+":
-            strokes = [((-arm, 0), (arm, 0)), ((0, -arm), (0, arm))]
+        level, upright = ((-arm, 0), (arm, 0)), ((0, -arm), (0, arm))
+        signs = {
+            "×": [((-turn, -turn), (turn, turn)), ((-turn, turn), (turn, -turn))],
+            "+": [level, upright],
+            "−": [level],
+        }
+        strokes = signs.get(sign, [])
+        if not strokes:
+            self.label(x, y, sign, size=0.55 * radius)
         for (x0, y0), (x1, y1) in strokes:
             self.axes.plot([x + x0, x + x1], [y + y0, y + y1], color=INK, lw=2.4 * PX, zorder=4)
         return Shape(x, y, 2 * radius, 2 * radius)
@@ -187,15 +195,22 @@ class Drawing:
             self._polygon(face, colour, edge, 2)
         return Shape(x, y, width, height)
 
+    def block(
+        self, left: float, top: float, width: float, height: float, fill: str, edge: str,
+        line: float = 1.5,
+    ) -> None:  # fmt: skip
+        """A plain rectangle, for a cell of a table or a span of time."""
+        self._polygon(_rectangle(left, top, width, height), fill, edge, line)
+
     # --- wires and words -------------------------------------------------------------------------
 
     def wire(
         self, *points: Point, colour: str = INK, width: float = 2, arrow: bool = True,
-        over: Sequence[Point] = (), above: bool = False,
+        over: Sequence[Point] = (), above: bool = False, dashed: bool = False,
     ) -> None:  # fmt: skip
         """A line through ``points`` with round corners, and a gap in what it crosses at ``over``.
 
-        ``above``: before the shapes, and not behind them.
+        ``above``: before the shapes, and not behind them. ``dashed``: a gradient, on its way back.
         """
         points = [np.asarray(point, dtype=float) for point in points]
         if arrow:
@@ -217,7 +232,10 @@ class Drawing:
             gap = _rectangle(x - width / 2 - 5, y - width / 2 - 5, width + 10, width + 10)
             self._polygon(gap, SOFT, SOFT, 0, zorder=2.3)
         zorder = 4.4 if above else 2.4 if over else 2.2
-        self.axes.add_patch(PathPatch(path, fc="none", ec=colour, lw=width * PX, zorder=zorder))
+        style = (0, (4, 2.2)) if dashed else "solid"
+        self.axes.add_patch(
+            PathPatch(path, fc="none", ec=colour, lw=width * PX, zorder=zorder, ls=style)
+        )
 
     def label(
         self, x: float, y: float, text: str, colour: str = INK, size: float = 12, align="center"
@@ -241,6 +259,10 @@ class Drawing:
                 self.op(at + 14, y, "×", radius=9)
             elif role == "state":
                 self.wire((at, y), (at + 28, y), colour=plots.BLUE, width=3)
+            elif role == "value":
+                self.wire((at, y), (at + 28, y))
+            elif role == "gradient":
+                self.wire((at, y), (at + 28, y), **GRADIENT)
             else:
                 self.box(at + 14, y, "", role, 26, 16, 8 if role == "function" else 4)
             self.label(at + 36, y, text, size=9, align="left")

@@ -1,4 +1,4 @@
-"""The cells of an LSTM and a GRU: memory runs along the top, time to the right."""
+"""An RNN in time, the cells of an LSTM and a GRU: memory runs along the top, time to the right."""
 
 from __future__ import annotations
 
@@ -111,4 +111,38 @@ def gru_cell() -> Drawing:
         d.note(x + 44, layer + 25, name, "left") if name == "update" else d.note(x - 44, 316, name)
     d.legend(414, ("weights", "weights"), ("function", "function"), ("op", "element by element"),
              ("state", "state"), x=200)  # fmt: skip
+    return d
+
+
+def rnn_unrolled() -> Drawing:
+    """A plain RNN as a loop, and unrolled over four steps."""
+    d = Drawing(
+        880, 300,
+        "A recurrent network twice: on the left one cell whose state h goes back into it; on the "
+        "right the same cell four times in a row, each step with its own input x below and its "
+        "own output h above, and all with the same weights.",
+    )  # fmt: skip
+    middle, blue = 140, {"colour": plots.BLUE, "width": 2}
+    loop = d.box(120, middle, "cell", width=76, height=52)
+    d.wire((120, 226), loop.bottom)
+    d.wire(loop.top, (120, 56))
+    d.wire((158, middle), (194, middle), (194, 90), (46, 90), (46, middle), loop.left,
+           over=[(120, 90)], **STATE)  # fmt: skip
+    d.label(120, 242, "$x_t$", size=15)
+    d.label(120, 40, "$h_t$", size=15)
+    d.label(228, middle, "=", size=20)
+    d.wire((272, middle), (332, middle), **STATE)
+    d.label(296, middle - 20, "$h_0$", plots.BLUE, 14)
+    for step in range(1, 5):
+        x = 370 + 128 * (step - 1)
+        cell = d.box(x, middle, "cell", width=76, height=52)
+        d.wire((x, 226), cell.bottom)
+        d.label(x, 242, f"$x_{step}$", size=15)
+        d.wire(cell.right, (x + 90, middle), **STATE)
+        d.dot(x + 58, middle, plots.BLUE)
+        d.wire((x + 58, middle), (x + 58, 60), **blue)
+        d.label(x + 58, 44, f"$h_{step}$", plots.BLUE, 14)
+    d.legend(
+        280, ("weights", "one cell: the same weights in every step"), ("state", "hidden state")
+    )
     return d

@@ -1,113 +1,165 @@
-"""The HTTP application: which requests are answered, and how the others are refused."""
+"""The HTTP application: which requests are answered, and how."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
 from importlib import resources
 
 import numpy as np
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from starlette.datastructures import State
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
-from shipyard.errors import ImageError
-from shipyard.serving.model import Classifier, load_model
-from shipyard.serving.pictures import MAX_PIXELS, MEDIA_TYPES
+from shipyard.errors import ServingError
+from shipyard.serving import protocol, refusals
+from shipyard.serving.batching import MicroBatcher, Served
+from shipyard.serving.envelope import Envelope
+from shipyard.serving.limits import House, Limits
+from shipyard.serving.logs import LOGGER
+from shipyard.serving.model import Classifier, load_model, softmax
+from shipyard.serving.pictures import MEDIA_TYPES
+from shipyard.serving.refusals import Refused, documented
 
-MAX_BYTES = 10 * 2**20  # a photo of a phone is 3 to 8 MB
 PAGE = resources.files("shipyard.serving").joinpath("page.html").read_text(encoding="utf-8")
 
-# For the description at /openapi.json: the body is read by hand, so FastAPI cannot know of it.
+# For the description at /openapi.json: bodies are read by hand, so FastAPI cannot know of them.
 PICTURE = {
     "required": True,
     "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES},
 }
-REFUSALS = {
-    400: {"description": "The body is no usable picture."},
-    408: {"description": "The body took too long to arrive."},
-    413: {"description": "The body is too large."},
-    415: {"description": "The Content-Type is that of no picture."},
-    422: {"description": "`top` is not from 1 to the number of classes."},
-    500: {"description": "The server failed, for example at an answer that is not finite."},
-    503: {"description": "Too many requests at once, or starting or stopping."},
+TENSORS = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": protocol.REQUEST_SCHEMA},
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    },
+}
+TENSORS_BACK = {
+    200: {
+        "description": "The model's output, as JSON or with the numbers as raw bytes behind it.",
+        "content": {**TENSORS["content"], "application/json": {"schema": {"type": "object"}}},
+    }
 }
 
-routes = APIRouter()
 
+class Application(FastAPI):
+    """FastAPI inside an `Envelope`, which so sees the answers of FastAPI's own handlers too."""
 
-@dataclass(frozen=True)
-class Limits:
-    """What the server takes at most, as `create_app` explains it."""
+    def __init__(self, api_key: str | None, **settings):
+        super().__init__(**settings)
+        self.envelope = Envelope(super().__call__, api_key)
 
-    places: int
-    max_bytes: int
-    max_pixels: int
-    body_seconds: float
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self
+        await self.envelope(scope, receive, send)
+
+    def openapi(self) -> dict:
+        """FastAPI's description, with the one name and version that the model here has."""
+        if self.openapi_schema is None:
+            for path, operations in super().openapi()["paths"].items():
+                for operation in operations.values():
+                    if "{name}" in path:
+                        operation["parameters"] = self._names_in(path)
+        return self.openapi_schema
+
+    def _names_in(self, path: str) -> list[dict]:
+        known = {
+            "name": self.state.classifier.name,
+            "version": self.state.classifier.version,
+        }
+        return [
+            {
+                "name": part,
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string", "enum": [value]},
+            }
+            for part, value in known.items()
+            if f"{{{part}}}" in path
+        ]
 
 
 def create_app(
-    path: str | os.PathLike[str],
-    *,
-    workers: int = 2,
-    max_waiting: int = 64,
-    max_bytes: int = MAX_BYTES,
-    max_pixels: int = MAX_PIXELS,
-    body_seconds: float = 20.0,
+    path: str | os.PathLike[str], limits: Limits | None = None, *, api_key: str | None = None
 ) -> FastAPI:
     """The HTTP application around the model at ``path``.
 
-    ``GET /`` a page to try it · ``GET /healthz`` the process lives · ``GET /readyz`` it can
-    answer · ``GET /model`` name, classes, input, version, hash · ``POST /predict?top=3`` the raw
-    bytes of a picture → label and probabilities.
+    ``GET /`` a page to try it · ``GET /healthz`` the process lives · ``GET /readyz`` it takes
+    requests · ``GET /model`` name, classes, input, version, hash · ``POST /predict?top=3`` the raw
+    bytes of a picture → label and probabilities · ``/v2/…`` the Open Inference Protocol.
 
-    Decoding and prediction run in ``workers`` threads, never on the event loop. At most
-    ``max_waiting`` more requests wait; beyond that the answer is 503 with Retry-After, at once,
-    which serves a client better than a queue that only grows. Every refusal is JSON with
-    ``error`` (what was wrong) and ``send`` (what to send instead).
+    Requests that arrive together go through the model together (`MicroBatcher`). Every refusal is
+    JSON with ``error`` (what was wrong) and ``send`` (what to send instead).
 
     Args:
-        workers: predictions that run at the same time; each uses one CPU thread.
-        max_waiting: requests that may wait for a worker, or for their own body to arrive.
-        max_bytes: a larger body is refused (413) as soon as that is known.
-        max_pixels: a larger picture is refused (400) before it is decoded, and so is one with a
-            side of more than `pictures.MAX_SIDE`.
-        body_seconds: a body that takes longer to arrive is given up (408).
+        limits: what the server takes at most; see `Limits`.
+        api_key: asked of every request but those to the page and the health checks.
 
     Raises:
         ModelError: the file cannot be served.
+        ServingError: the API key is empty, or the limits do not go together.
     """
+    limits = limits or Limits()
+    if api_key is not None and not api_key.strip():
+        raise ServingError("The API key is empty. Set SHIPYARD_API_KEY to one, or unset it.")
     classifier = load_model(path)
-    app = FastAPI(
-        title="Shipyard", version=classifier.version, docs_url=None, redoc_url=None,
-        lifespan=_lifespan, exception_handlers=EXCEPTION_HANDLERS,
+    app = Application(
+        api_key, title="Shipyard", version=classifier.version, docs_url=None, redoc_url=None,
+        lifespan=_lifespan, exception_handlers=refusals.HANDLERS,
     )  # fmt: skip
+    app.include_router(plain_routes)  # first: they are asked most often
     app.include_router(routes)
     app.state.classifier = classifier
-    app.state.limits = Limits(workers + max_waiting, max_bytes, max_pixels, body_seconds)
-    app.state.pool = ThreadPoolExecutor(workers, thread_name_prefix="predict")
+    app.state.tensors = protocol.metadata(classifier)
+    app.state.batcher = MicroBatcher(
+        # Looked up for each batch, so that another one can take its place.
+        lambda rows: app.state.classifier.logits(rows),
+        largest_batch=limits.largest_batch if classifier.can_batch else 1,
+        longest_wait=limits.longest_wait,
+        longest_queue=limits.longest_queue,
+    )
+    app.state.house = House(limits)
+    app.state.decoders = ThreadPoolExecutor(limits.decoders, thread_name_prefix="decode")
     app.state.ready = False
-    app.state.busy = 0  # touched on the event loop only
+    app.state.stopping = False
     return app
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    app.state.ready = True
+    state = app.state
+    if not state.classifier.can_batch:
+        LOGGER.warning("the model's answers depend on the batch, so each row runs alone")
+    state.ready = True
     yield
-    app.state.ready = False
-    app.state.pool.shutdown(wait=True)
+    state.ready = False
+    state.decoders.shutdown(wait=True)
+    state.batcher.close()
+    LOGGER.info(
+        "stopped", extra={"fields": {"batches": dict(sorted(state.batcher.batches.items()))}}
+    )
 
 
-# --- The requests ----------------------------------------------------------------------------
+class PlainRoute(APIRoute):
+    """A route whose function takes the request and returns the response: no model in between."""
+
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+        return self.endpoint
+
+
+routes = APIRouter(responses=documented(500))
+plain_routes = APIRouter(route_class=PlainRoute, responses=documented(500))
+
+
+# --- Health and pictures -----------------------------------------------------------------------
 
 
 @routes.get("/", response_class=HTMLResponse)
@@ -121,154 +173,192 @@ async def healthz() -> dict:
     return {"status": "alive"}
 
 
-@routes.get("/readyz")
+@routes.get("/readyz", responses=documented(503))
 async def readyz(request: Request) -> dict:
-    if not request.app.state.ready:
-        raise Refused(503, "Starting or stopping.", "Try again soon.", {"Retry-After": "1"})
+    _require_ready(request)
     return {"status": "ready"}
 
 
-@routes.get("/model")
+@routes.get("/model", responses=documented(401))
 async def model(request: Request) -> dict:
     return request.app.state.classifier.describe()
 
 
-@routes.post("/predict", responses=REFUSALS, openapi_extra={"requestBody": PICTURE})
-async def predict(request: Request, top: int | None = None) -> dict:
-    state: State = request.app.state
-    classifier, limits = state.classifier, state.limits
-    _require_media_type(request)
+@routes.post(
+    "/predict",
+    responses=documented(400, 401, 408, 413, 415, 422, 503, 504),
+    openapi_extra={"requestBody": PICTURE},
+)
+async def predict(request: Request, top: int | None = None) -> JSONResponse:
+    state = request.app.state
+    classifier, limits = state.classifier, state.house.limits
+    _require_media_type(request, MEDIA_TYPES)
     most = len(classifier.classes)
     top = min(3, most) if top is None else top
     if not 1 <= top <= most:
-        raise _wrong_top(f"top is {top}.", most)
-    with _place(state):
-        body = await _read_body(request, limits)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            state.pool, _answer, classifier, body, top, limits.max_pixels
-        )
+        raise refusals.wrong_top(f"top is {top}.", most)
+    with state.house.place() as body:
+        data = await body.read(request)
+        began = time.perf_counter()
+        async with _deadline(limits):
+            with state.house.decoding():
+                image = await asyncio.get_running_loop().run_in_executor(
+                    state.decoders, classifier.preprocess, data, limits.max_pixels
+                )
+            served = await _through_the_model(request, image[np.newaxis])
+    timing = _timing(request, served)
+    milliseconds = 1e3 * (time.perf_counter() - began)
+    answer = {**_ranking(classifier, served.rows[0], top), "milliseconds": milliseconds, **timing}
+    return JSONResponse(answer, headers=_server_timing(timing))
 
 
-@contextmanager
-def _place(state: State) -> Iterator[None]:
-    """One of the server's places while the block runs, or a refusal at once."""
-    places = state.limits.places
-    if state.busy >= places:
-        raise Refused(
-            503,
-            f"Overloaded: {places} requests are being answered or wait.",
-            "The same request again in a second.",
-            {"Retry-After": "1"},
-        )
-    state.busy += 1
-    try:
-        yield
-    finally:
-        state.busy -= 1
-
-
-def _require_media_type(request: Request) -> None:
-    sent = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if sent not in MEDIA_TYPES:
-        raise Refused(
-            415,
-            f"Content-Type is {sent or 'missing'}.",
-            f"The bytes of a picture with Content-Type {' or '.join(MEDIA_TYPES)}.",
-        )
-
-
-async def _read_body(request: Request, limits: Limits) -> bytes:
-    """The body, counted while it arrives: never more than the limit is held in memory."""
-    too_large = Refused(
-        413,
-        f"The body is larger than {limits.max_bytes:,} bytes.",
-        "A smaller picture: the model sees few pixels anyway.",
-        {"Connection": "close"},
-    )
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limits.max_bytes:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limits.max_bytes:
-                    raise too_large
-    except TimeoutError as error:
-        raise Refused(
-            408,
-            f"The body did not arrive within {limits.body_seconds:g} seconds.",
-            "The same request over a faster connection, or a smaller picture.",
-            {"Connection": "close"},
-        ) from error
-    return bytes(body)
-
-
-def _answer(classifier: Classifier, data: bytes, top: int, max_pixels: int) -> dict:
-    began = time.perf_counter()
-    with np.errstate(invalid="ignore"):
-        (probabilities,) = classifier.predict(classifier.preprocess(data, max_pixels)[np.newaxis])
-    if not np.isfinite(probabilities).all():
-        raise FloatingPointError(f"the model answered {probabilities}")  # a defect: 500
+def _ranking(classifier: Classifier, logits: np.ndarray, top: int) -> dict:
+    probabilities = softmax(logits)
     best = np.argsort(-probabilities, kind="stable")[:top]
     ranking = [
         {"label": classifier.classes[i], "probability": float(probabilities[i])} for i in best
     ]
-    return {**ranking[0], "top": ranking, "milliseconds": 1e3 * (time.perf_counter() - began)}
+    return {**ranking[0], "top": ranking}
 
 
-# --- The refusals ----------------------------------------------------------------------------
+# --- The Open Inference Protocol ---------------------------------------------------------------
 
 
-class Refused(Exception):  # noqa: N818 (an answer, not a defect)
-    """An answer other than 200: the status, what was wrong, and what to send instead."""
-
-    def __init__(self, status: int, error: str, send: str, headers: dict | None = None):
-        super().__init__(error)
-        self.response = JSONResponse({"error": error, "send": send}, status, headers)
+@routes.get("/v2")
+async def server_metadata(request: Request) -> dict:
+    return {**protocol.SERVER, "version": request.app.version}
 
 
-def _wrong_top(wrong: str, most: int) -> Refused:
-    return Refused(422, wrong, f"A whole number from 1 to {most}: ?top=3")
+@routes.get("/v2/health/live")
+async def live() -> dict:
+    return {"live": True}
 
 
-async def _refused(request: Request, error: Refused) -> JSONResponse:
-    return error.response
+@routes.get("/v2/health/ready", responses=documented(503))
+async def ready(request: Request) -> dict:
+    _require_ready(request)
+    return {"ready": True}
 
 
-async def _bad_image(request: Request, error: ImageError) -> JSONResponse:
-    return Refused(400, str(error), "The bytes of a PNG or JPEG file as the body.").response
+@routes.get("/v2/models/{name}", responses=documented(401, 404))
+@routes.get("/v2/models/{name}/versions/{version}", responses=documented(401, 404))
+async def model_metadata(request: Request, name: str, version: str | None = None) -> dict:
+    _require_model(request)
+    return request.app.state.tensors
 
 
-async def _bad_parameter(request: Request, error: RequestValidationError) -> JSONResponse:
-    wrong = "; ".join(f"{e['loc'][-1]} is {e.get('input')!r}" for e in error.errors())
-    return _wrong_top(f"{wrong}.", len(request.app.state.classifier.classes)).response
+@routes.get("/v2/models/{name}/ready", responses=documented(401, 404, 503))
+@routes.get("/v2/models/{name}/versions/{version}/ready", responses=documented(401, 404, 503))
+async def model_ready(request: Request, name: str, version: str | None = None) -> dict:
+    _require_model(request)
+    _require_ready(request)
+    return {"name": request.app.state.classifier.name, "ready": True}
 
 
-async def _unknown(request: Request, error: HTTPException) -> JSONResponse:
-    return Refused(
-        error.status_code,
-        f"{request.method} {request.url.path}: {error.detail}.",
-        "GET /, /healthz, /readyz or /model, or POST /predict.",
-        error.headers,
-    ).response
-
-
-async def _client_gone(request: Request, error: ClientDisconnect) -> Response:
-    return Response(status_code=400)  # nobody is there to read it
-
-
-async def _defect(request: Request, error: Exception) -> JSONResponse:
-    return Refused(500, "The server failed; its log tells why.", "Nothing else.").response
-
-
-EXCEPTION_HANDLERS = {
-    Refused: _refused,
-    ImageError: _bad_image,
-    RequestValidationError: _bad_parameter,
-    HTTPException: _unknown,
-    ClientDisconnect: _client_gone,
-    Exception: _defect,
+INFER = {
+    "responses": {**TENSORS_BACK, **documented(400, 401, 404, 408, 413, 415, 503, 504)},
+    "openapi_extra": {"requestBody": TENSORS},
 }
+
+
+@plain_routes.post("/v2/models/{name}/infer", **INFER)
+@plain_routes.post("/v2/models/{name}/versions/{version}/infer", **INFER)
+async def infer(request: Request) -> Response:
+    state = request.app.state
+    _require_model(request)
+    with state.house.place() as body:
+        data = await body.read(request)
+        asked = protocol.read_request(
+            data, request.headers.get(protocol.HEADER_LENGTH), state.tensors,
+            state.batcher.largest_batch,
+        )  # fmt: skip
+        async with _deadline(state.house.limits):
+            served = await _through_the_model(request, asked.rows)
+    content, headers = protocol.write_response(served.rows, asked, state.tensors)
+    return Response(content, headers=headers | _server_timing(_timing(request, served)))
+
+
+# --- What they share ---------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _deadline(limits: Limits) -> AsyncIterator[None]:
+    """An answer in time, or 504; what waits for it leaves its queue."""
+    seconds = limits.answer_seconds
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise Refused(
+            504, f"No answer within {seconds:g} seconds.", "The request later, or a smaller batch."
+        ) from error
+
+
+async def _through_the_model(request: Request, rows: np.ndarray) -> Served:
+    """The rows (n, 3, height, width) after the model, or a refusal.
+
+    A client that hangs up takes its rows out of the queue.
+    """
+    future = request.app.state.batcher.put(rows)
+
+    def leave(watcher: asyncio.Task) -> None:
+        if not future.done():
+            future.set_exception(ClientDisconnect())
+
+    watcher = asyncio.create_task(_until_client_is_gone(request))
+    watcher.add_done_callback(leave)
+    try:
+        served = await future
+    finally:
+        watcher.cancel()
+    if not np.isfinite(served.rows).all():
+        raise FloatingPointError(f"the model answered {served.rows}")  # a defect: 500
+    return served
+
+
+async def _until_client_is_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _timing(request: Request, served: Served) -> dict:
+    """What the server measured, for the answer and for the log."""
+    measured = request.state.measured
+    measured.update(
+        queue_ms=round(1e3 * served.queue_seconds, 3),
+        model_ms=round(1e3 * served.model_seconds, 3),
+        batch=served.batch,
+    )
+    return measured
+
+
+def _server_timing(timing: dict) -> dict[str, str]:
+    return {
+        "Server-Timing": f"queue;dur={timing['queue_ms']}, model;dur={timing['model_ms']}, "
+        f'batch;desc="{timing["batch"]}"'
+    }
+
+
+def _require_ready(request: Request) -> None:
+    state = request.app.state
+    if state.stopping or not state.ready:
+        raise Refused(503, "Starting or stopping.", "Try again soon.", refusals.RETRY)
+
+
+def _require_model(request: Request) -> None:
+    asked, classifier = request.path_params, request.app.state.classifier
+    version = asked.get("version", classifier.version)
+    if (asked["name"], version) != (classifier.name, classifier.version):
+        raise HTTPException(
+            404, f"the model here is {classifier.name!r}, version {classifier.version!r}"
+        )
+
+
+def _require_media_type(request: Request, accepted: tuple[str, ...]) -> None:
+    sent = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if sent not in accepted:
+        raise Refused(
+            415,
+            f"Content-Type is {sent or 'missing'}.",
+            f"The bytes of a picture with Content-Type {' or '.join(accepted)}.",
+        )

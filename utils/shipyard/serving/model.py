@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A loaded model. Thread-safe: several threads may predict at once."""
+    """A loaded model. Thread-safe: several threads may predict at once.
+
+    ``can_batch`` says whether a picture's answer is the same in any company. It is not where the
+    file takes one picture only, or where a scale is computed from the whole batch, as dynamic
+    quantization does.
+    """
 
     name: str
     version: str
@@ -32,6 +37,7 @@ class Classifier:
     input: InputSpec
     sha256: str
     bytes: int
+    can_batch: bool
     session: onnxruntime.InferenceSession = field(repr=False)
 
     def preprocess(self, data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -89,8 +95,7 @@ def load_model(path: str | os.PathLike[str], threads: int = 1) -> Classifier:
         raise ModelError(
             f"Cannot read the model {path}: {error.strerror}. Give the path of an .onnx file."
         ) from error
-    session = _open_session(content, path, threads)
-    entries = session.get_modelmeta().custom_metadata_map
+    session, entries = _open_session(content, path, threads)
     classes, spec = _read_metadata(entries, path)
     classifier = Classifier(
         name=entries.get("name", path.stem),
@@ -100,20 +105,27 @@ def load_model(path: str | os.PathLike[str], threads: int = 1) -> Classifier:
         input=spec,
         sha256=hashlib.sha256(content).hexdigest(),
         bytes=len(content),
+        can_batch=False,
         session=session,
     )
     _try_once(classifier, path)
-    return classifier
+    return replace(classifier, can_batch=_answers_do_not_depend_on_the_batch(classifier))
 
 
-def _open_session(content: bytes, path: Path, threads: int) -> onnxruntime.InferenceSession:
+def _open_session(
+    content: bytes, path: Path, threads: int
+) -> tuple[onnxruntime.InferenceSession, dict[str, str]]:
+    """The session, and the metadata that stand in the file."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        # Names and metadata are decoded only when they are asked for.
+        _ = [tensor.name for tensor in (*session.get_inputs(), *session.get_outputs())]
+        return session, session.get_modelmeta().custom_metadata_map
     except Exception as error:  # ONNX Runtime's own error types have no public base class
         raise ModelError(
             f"{path} is not a model that ONNX Runtime can load ({len(content):,} bytes): {error}"
@@ -179,3 +191,22 @@ def _try_once(classifier: Classifier, path: Path) -> None:
             f"{path} answers nan or ∞ to a picture of ordinary numbers, so its weights are not "
             "finite or far too large. Train again from a checkpoint whose loss was finite."
         )
+
+
+def _answers_do_not_depend_on_the_batch(classifier: Classifier) -> bool:
+    """Whether three pictures, one of them far brighter, get together what each gets alone."""
+    height, width = classifier.input.height, classifier.input.width
+    images = np.random.default_rng(1).normal(size=(3, 3, height, width)) * [
+        [[[1]]],
+        [[[9]]],
+        [[[3]]],
+    ]
+    alone = np.concatenate([classifier.logits(image[np.newaxis]) for image in images])
+    try:
+        together = classifier.logits(images)
+    except Exception:  # a file that was exported for one picture at a time
+        return False
+    scale = np.abs(alone, where=np.isfinite(alone), out=np.zeros_like(alone)).max()
+    return alone.shape == together.shape and np.allclose(
+        alone, together, rtol=1e-3, atol=1e-4 * scale, equal_nan=True
+    )
