@@ -118,7 +118,8 @@ def changed(before: Any, after: Any) -> bool:
         before, after = list(before.items()), list(after.items())
     if isinstance(before, tuple | list):
         return len(before) != len(after) or any(map(changed, before, after))
-    if isinstance(before, Tensor) and isinstance(after, Tensor) and torch.equal(before, after):
+    pair = isinstance(before, Tensor) and isinstance(after, Tensor)
+    if pair and before.dtype == after.dtype and torch.equal(before, after):
         return False
     comparable = isinstance(before, Tensor | np.ndarray | int | float | str)
     return comparable and difference(before, after) is not None
